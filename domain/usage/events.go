@@ -1,0 +1,25 @@
+// Package usage holds what is recorded of each API request. Stream: `usage-{companyId}-{environment}-{day}`; it has no aggregate,
+// because nothing is ever decided from it.
+package usage
+
+import "time"
+
+// ApiRequestServed says that a partner's request was answered.
+type ApiRequestServed struct {
+	RequestID string    `json:"requestId"`
+	Timestamp time.Time `json:"timestamp"`
+	Method    string    `json:"method"`
+	Path      string    `json:"path"`
+	// Endpoint is the route's pattern, the same for both path families.
+	Endpoint   string `json:"endpoint"`
+	Status     int    `json:"status"`
+	DurationMs int64  `json:"durationMs"`
+	ExternalID string `json:"externalId"`
+	TokenID    string `json:"tokenId"`
+	IP         string `json:"ip"`
+	UserAgent  string `json:"userAgent"`
+	ErrorCode  string `json:"errorCode,omitempty"`
+}
+
+// EventType implements event.Payload.
+func (ApiRequestServed) EventType() string { return "ApiRequestServed" }
