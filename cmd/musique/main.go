@@ -1,0 +1,37 @@
+// Command musique is Musique's Partner API in one binary: the server with all its roles, the operator's commands and the reference player.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "dev"
+
+func main() {
+	os.Exit(run())
+}
+
+// run is main with deferred calls honoured. The first SIGINT or SIGTERM ends the context, which every subcommand obeys by finishing what it
+// has in hand; a second one ends the process as it would without us.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	defer stop()
+
+	err := newRoot().ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		return 0
+	default:
+		fmt.Fprintln(os.Stderr, "musique:", err)
+		return 1
+	}
+}

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// newRoot returns the command tree. Every subcommand stands in a file of its own name.
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "musique",
+		Short: "Musique's Partner API: upload audio, send it to locations, prove that it was heard",
+		Long: `Musique's Partner API: shops, franchises and marketing platforms upload audio through a REST API and send it
+to players at their locations: one, some or all, now or later, by priority.
+
+'musique serve' runs the whole system with everything embedded; the other commands talk to a running one.
+
+Every setting is a flag, an environment variable and a line in an optional YAML file (--config), in that order of
+precedence. The line in the file has the flag's name: 'http-addr: 0.0.0.0:8080'.`,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(
+		newServe(),
+		newCompany(),
+		newPlayer(),
+		newProjections(),
+		newBench(),
+		newEmbeddedPostgres(),
+	)
+	return root
+}
+
+// newLogger writes to standard error: JSON lines for machines, or text for people.
+func newLogger(format, level string) *slog.Logger {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		l = slog.LevelInfo
+	}
+	options := &slog.HandlerOptions{Level: l}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}
