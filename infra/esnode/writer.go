@@ -349,9 +349,8 @@ func (g *pending) put(stream string, revision uint64, p proposed) error {
 		metadata[k] = v
 	}
 	metadata["created"] = strconv.FormatInt(g.now.UnixNano()/100, 10) // ticks of 100 ns since 1970, as the client reads it
-	most, least := int64(binary.BigEndian.Uint64(p.id[:8])), int64(binary.BigEndian.Uint64(p.id[8:]))
 	e := &recorded{
-		Id:               &shared.UUID{Value: &shared.UUID_Structured_{Structured: &shared.UUID_Structured{MostSignificantBits: most, LeastSignificantBits: least}}},
+		Id:               structured(p.id),
 		StreamIdentifier: &shared.StreamIdentifier{StreamName: []byte(stream)},
 		StreamRevision:   revision,
 		PreparePosition:  g.position,
