@@ -1,0 +1,86 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+const (
+	ensureTopicsTimeout = 15 * time.Second
+	pingTimeout         = 2 * time.Second
+)
+
+// Topic is a topic as EnsureTopics makes it.
+type Topic struct {
+	Name       string
+	Partitions int32 // at least 1; cannot be changed later without losing the order of each key
+	// Retention is how long the broker keeps a message at least; 0 leaves it to the broker.
+	Retention time.Duration
+}
+
+// EnsureTopics makes the topics that are not there, with as many replicas as the broker makes by default. Those that are there stay as they
+// are, whatever their partitions and settings: operators may have chosen others. It may be called by many processes at once.
+func EnsureTopics(ctx context.Context, brokers []string, topics ...Topic) error {
+	ctx, cancel := context.WithTimeout(ctx, ensureTopicsTimeout)
+	defer cancel()
+	admin, err := newAdmin(brokers)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	for _, topic := range topics {
+		if err := ensureTopic(ctx, admin, topic); err != nil {
+			return fmt.Errorf("make topic %s: %w", topic.Name, err)
+		}
+	}
+	return nil
+}
+
+func ensureTopic(ctx context.Context, admin *kadm.Client, topic Topic) error {
+	settings := map[string]*string{}
+	if topic.Retention > 0 {
+		settings["retention.ms"] = kadm.StringPtr(strconv.FormatInt(topic.Retention.Milliseconds(), 10))
+	}
+	const brokerDefault = -1
+	made, err := admin.CreateTopic(ctx, topic.Partitions, brokerDefault, settings, topic.Name)
+	if err == nil {
+		err = made.Err
+	}
+	if _, answered := errors.AsType[*kerr.Error](err); err != nil && !answered {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return err
+	}
+	return nil
+}
+
+// Ping asks the brokers for their metadata and reports ErrUnavailable if none answers within two seconds, or within ctx.
+func Ping(ctx context.Context, brokers []string) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	admin, err := newAdmin(brokers)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	if _, err := admin.BrokerMetadata(ctx); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+func newAdmin(brokers []string) (*kadm.Client, error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ClientID("musique"), kgo.DialTimeout(dialTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("kafka: %w", err)
+	}
+	return kadm.NewClient(client), nil
+}
