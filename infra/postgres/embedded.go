@@ -243,7 +243,7 @@ func (e *Embedded) initialise(ctx context.Context) error {
 		args = append(args, "--no-sync")
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(e.binaries, "initdb"), args...) //nolint:gosec // the program is PostgreSQL's own
-	cmd.Dir, cmd.SysProcAttr = making, e.account.attributes()
+	cmd.Dir, cmd.SysProcAttr = "/", e.account.attributes() // the account may have no way to where this program is
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("embedded PostgreSQL: initdb: %w: %s", err, lastOf(out))
 	}
@@ -292,7 +292,7 @@ func (e *Embedded) start(ctx context.Context) (*server, error) {
 	s.cmd = exec.Command("/bin/sh", args...) //nolint:gosec,noctx // see above; the arguments are our own
 	s.cmd.ExtraFiles = []*os.File{read}
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
-	s.cmd.Dir, s.cmd.SysProcAttr = e.data(), e.account.attributes()
+	s.cmd.Dir, s.cmd.SysProcAttr = "/", e.account.attributes()
 	if err := s.cmd.Start(); err != nil {
 		write.Close()
 		return nil, fmt.Errorf("embedded PostgreSQL: %w", err)
