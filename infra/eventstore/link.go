@@ -6,210 +6,320 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/EventStore/EventStore-Client-Go/v4/esdb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
-	// connectPatience is how long a call waits for a store that is away.
+	// connectPatience is how long after the store went away calls still wait for it. Later ones are refused at once.
 	connectPatience = 2 * time.Second
 	// probeTimeout bounds one try to reach the store.
 	probeTimeout = 2 * time.Second
 	// The pause between two tries doubles from reconnectMin to reconnectMax.
 	reconnectMin = 50 * time.Millisecond
 	reconnectMax = time.Second
+	// retireGrace is how long calls that began on a client that was replaced may still take.
+	retireGrace = readTimeout
 )
 
-// link holds a client that has answered, and replaces it when it stops answering. The official client gives up for good when it could not find
-// a node (every later call answers "connection closed"), and calls that were on their way then can hang; so a client is dropped at its first
-// "unavailable", and a new one takes its place as soon as the store answers it.
+var (
+	// errNotSent is in the errors of calls that ended before the store could have seen them.
+	errNotSent = errors.New("not sent")
+	// errClosed is what ends calls when the Store is closed.
+	errClosed = fmt.Errorf("%w: closed", ErrUnavailable)
+	// errSilent is what ends a read when the store stopped sending.
+	errSilent = fmt.Errorf("%w: silent for %v", ErrUnavailable, silenceTimeout)
+)
+
+// link holds a client that has answered, and replaces it when it stops answering. What the official client (v4.2.0) does when a node goes away
+// makes that necessary:
+//
+//   - when it could not find a node in MaxDiscoverAttempts, every later call answers "connection closed", for good;
+//   - a call that learns of a broken connection after that waits forever to tell the client's own goroutine, which has ended;
+//   - a client that finds a node again does not close the connection it had before.
+//
+// So a client is retired at its first "unavailable", before it looks for a node itself, and a new one takes its place when the store answers
+// it. The retired one is closed when its calls are over, or after retireGrace: closing it makes calls that wait forever panic, which ends them;
+// run turns that into an error. A call that begins on the client in the instant before it is retired can make it give up; then
+// the client's broken connection stays behind unclosed, once per outage at most, idle and without a socket.
 type link struct {
 	config *esdb.Configuration
 	log    *slog.Logger
-	stop   chan struct{}
+	ctx    context.Context // over when the link is closed
+	cancel context.CancelCauseFunc
+	wait   sync.WaitGroup // calls, and the search for a client
 
 	mu      sync.Mutex
-	current *connection
-	up      chan struct{} // closed once current is there
-	closed  bool
+	all     map[*connection]struct{} // that are not closed
+	current *connection              // nil while the store is away
+	up      chan struct{}            // closed once current is there
+	away    time.Time                // since when current is nil
+	reason  error                    // of the last try that failed
 }
 
-// connection is one client and the calls that use it. It is closed when the last of them is over: closing it earlier would make them panic.
+// connection is one client and the number of calls that use it.
 type connection struct {
 	client  *esdb.Client
 	calls   int
 	retired bool
+	grace   *time.Timer
+	closed  atomic.Bool
 }
 
 func newLink(config *esdb.Configuration, log *slog.Logger) *link {
-	config.MaxDiscoverAttempts = 1 // link repeats, with pauses, and notices Close
-	l := &link{config: config, log: log, stop: make(chan struct{}), up: make(chan struct{})}
-	go l.connect()
+	// link repeats with pauses of its own and notices being closed; the client does neither.
+	config.MaxDiscoverAttempts = 1
+	config.DiscoveryInterval = 1 // ms; the client sleeps it after its last attempt too
+	config.GossipTimeout = min(config.GossipTimeout, int(probeTimeout/time.Second))
+	ctx, cancel := context.WithCancelCause(context.Background())
+	l := &link{config: config, log: log, ctx: ctx, cancel: cancel, all: map[*connection]struct{}{}, up: make(chan struct{}), away: time.Now(), reason: errors.New("it has not answered yet")}
+	l.wait.Go(l.connect)
 	return l
 }
 
-// do runs one call on a client that has answered before. It returns when the call or ctx is over, whichever is first.
-func (l *link) do(ctx context.Context, call func(context.Context, *esdb.Client) error) error {
+// call runs f on a client that has answered before. It returns when f or ctx is over, whichever is first: the client does not heed a context
+// while it looks for a node. Errors are the package's own where it has one.
+func call[T any](ctx context.Context, l *link, f func(context.Context, *esdb.Client) (T, error)) (T, error) {
+	var none T
 	c, err := l.acquire(ctx)
 	if err != nil {
-		return err
+		return none, err
 	}
-	done := make(chan error, 1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(l.ctx, func() { cancel(errClosed) })()
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
 	go func() {
-		err := call(ctx, c.client)
+		defer l.wait.Done()
+		value, err := run(ctx, c, f)
 		l.release(c, err)
-		done <- err
+		done <- result{value, err}
 	}()
+	var r result
 	select {
-	case err := <-done:
-		return classify(err)
+	case r = <-done:
 	case <-ctx.Done():
-		// The client does not heed ctx while it looks for a node.
 		select {
-		case err := <-done:
-			return classify(err)
+		case r = <-done:
 		default:
-			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+			r = result{none, ctx.Err()}
 		}
 	}
+	if r.err != nil {
+		return none, classify(ctx, r.err)
+	}
+	return r.value, nil
 }
 
-// classify maps the client's errors to the package's.
-func classify(err error) error {
+// run calls f and turns the panic of a client that was closed amid the call into an error.
+func run[T any](ctx context.Context, c *connection, f func(context.Context, *esdb.Client) (T, error)) (value T, err error) {
+	defer func() {
+		if !c.closed.Load() {
+			return // any other panic goes its way
+		}
+		if p := recover(); p != nil {
+			err = fmt.Errorf("client closed amid the call: %v", p)
+		}
+	}()
+	return f(ctx, c.client)
+}
+
+// classify maps the client's errors to the package's. ctx is the call's: what ended it says whether the store or the caller gave up.
+func classify(ctx context.Context, err error) error {
 	var known *esdb.Error
-	switch {
-	case err == nil:
-		return nil
-	case !errors.As(err, &known):
-		// The client reports a connection that broke amid sending as a bare error.
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	switch known.Code() {
-	case esdb.ErrorCodeWrongExpectedVersion:
+	if errors.As(err, &known) && known.Code() == esdb.ErrorCodeWrongExpectedVersion {
 		return fmt.Errorf("%w: %w", ErrConflict, err)
-	case esdb.ErrorUnavailable, esdb.ErrorCodeConnectionClosed, esdb.ErrorCodeDeadlineExceeded, esdb.ErrorAborted, esdb.ErrorCodeNotLeader, esdb.ErrorCodeUnknown:
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	default:
+	}
+	if refused(err) {
 		return err
 	}
+	cause := context.Cause(ctx)
+	switch {
+	case errors.Is(cause, ErrUnavailable): // errClosed, errSilent
+		return cause
+	case cause != nil && !errors.Is(cause, context.DeadlineExceeded):
+		return cause // the caller went away; it says nothing of the store
+	default:
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 }
 
+// refused tells errors with which the store decided from those that leave open what it did: a call that it could not finish, a connection that
+// broke (which the client reports as a bare io.EOF when it was sending), a deadline.
+func refused(err error) bool {
+	var known *esdb.Error
+	if errors.As(err, &known) {
+		switch known.Code() {
+		case esdb.ErrorCodeConnectionClosed, esdb.ErrorCodeNotLeader:
+			return false
+		case esdb.ErrorCodeResourceNotFound, esdb.ErrorCodeStreamDeleted:
+			return true
+		}
+	}
+	answer, ok := status.FromError(err)
+	if !ok {
+		return false
+	}
+	switch answer.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.Canceled, codes.Unknown:
+		return false
+	default:
+		return true
+	}
+}
+
+// acquire gives the client and counts the call; release ends it.
 func (l *link) acquire(ctx context.Context) (*connection, error) {
-	patience := time.NewTimer(connectPatience)
-	defer patience.Stop()
 	for {
 		l.mu.Lock()
-		if l.closed {
+		if l.ctx.Err() != nil {
 			l.mu.Unlock()
-			return nil, fmt.Errorf("%w: closed", ErrUnavailable)
+			return nil, fmt.Errorf("%w: %w", errClosed, errNotSent)
 		}
 		if c := l.current; c != nil {
 			c.calls++
+			l.wait.Add(1)
 			l.mu.Unlock()
 			return c, nil
 		}
-		up := l.up
+		up, reason, patience := l.up, l.reason, time.Until(l.away.Add(connectPatience))
 		l.mu.Unlock()
+		if patience <= 0 {
+			return nil, fmt.Errorf("%w: %w: %w", ErrUnavailable, errNotSent, reason)
+		}
+		timer := time.NewTimer(patience)
 		select {
 		case <-up:
+		case <-timer.C:
+		case <-l.ctx.Done():
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
-		case <-patience.C:
-			return nil, fmt.Errorf("%w: no answer in %v", ErrUnavailable, connectPatience)
-		case <-l.stop:
+			timer.Stop()
+			return nil, fmt.Errorf("%w: %w", classify(ctx, ctx.Err()), errNotSent)
+		}
+		timer.Stop()
+	}
+}
+
+// connected waits until a client is there, however long that takes.
+func (l *link) connected(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		here, up := l.current != nil, l.up
+		l.mu.Unlock()
+		if here {
+			return nil
+		}
+		select {
+		case <-up:
+		case <-l.ctx.Done():
+			return errClosed
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
 
-// release ends a call. A client that said "unavailable" is retired, and a search for a new one begins.
+// release ends a call. A client that said "unavailable" is retired, and the search for a new one begins.
 func (l *link) release(c *connection, err error) {
-	var known *esdb.Error
-	gone := errors.As(err, &known) && (known.Code() == esdb.ErrorUnavailable || known.Code() == esdb.ErrorCodeConnectionClosed)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	c.calls--
-	if gone && l.current == c && !l.closed {
-		l.current, c.retired = nil, true
-		l.up = make(chan struct{})
-		go l.connect()
+	if gone(err) && l.current == c && l.ctx.Err() == nil {
+		l.current, l.up, l.away, l.reason = nil, make(chan struct{}), time.Now(), err
+		c.retired = true
+		c.grace = time.AfterFunc(retireGrace, func() { l.mu.Lock(); defer l.mu.Unlock(); l.closeConnection(c) })
+		l.wait.Go(l.connect)
 	}
-	over := c.retired && c.calls == 0
-	l.mu.Unlock()
-	if over {
-		_ = c.client.Close() // it always returns nil
+	if c.retired && c.calls == 0 {
+		l.closeConnection(c)
 	}
+}
+
+func gone(err error) bool {
+	var known *esdb.Error
+	if errors.As(err, &known) && (known.Code() == esdb.ErrorUnavailable || known.Code() == esdb.ErrorCodeConnectionClosed) {
+		return true
+	}
+	return status.Code(err) == codes.Unavailable // of a subscription, which reports it bare
+}
+
+// closeConnection closes a client once. l.mu is held.
+func (l *link) closeConnection(c *connection) {
+	if c.closed.Swap(true) {
+		return
+	}
+	if c.grace != nil {
+		c.grace.Stop()
+	}
+	delete(l.all, c)
+	_ = c.client.Close() // it always returns nil
 }
 
 // connect tries until the store answers a new client.
 func (l *link) connect() {
-	pause := reconnectMin
-	for warned := false; ; {
-		client, err := l.try()
+	for failures := 0; ; failures++ {
+		err := l.try()
 		if err == nil {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if l.closed {
-				_ = client.Close()
-				return
-			}
-			l.current = &connection{client: client}
-			close(l.up)
-			if warned {
-				l.log.Info("the event store is back")
+			if failures > 0 {
+				l.log.Info("the event store answers", "failed_tries", failures)
 			}
 			return
 		}
-		if !warned {
+		if l.ctx.Err() != nil {
+			return
+		}
+		l.mu.Lock()
+		l.reason = err
+		l.mu.Unlock()
+		if failures == 0 {
 			l.log.Warn("the event store is away; trying until it is back", "error", err)
-			warned = true
 		}
-		select {
-		case <-time.After(pause):
-			pause = min(2*pause, reconnectMax)
-		case <-l.stop:
-			return
-		}
+		backoff(l.ctx, failures, reconnectMin, reconnectMax)
 	}
 }
 
-func (l *link) try() (*esdb.Client, error) {
+// try makes a client current if the store answers it.
+func (l *link) try() error {
 	config := *l.config
 	client, err := esdb.NewClient(&config)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	c := &connection{client: client}
+	ctx, cancel := context.WithTimeout(l.ctx, probeTimeout)
 	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- probe(ctx, client) }()
-	select {
-	case err = <-done:
-		if err == nil {
-			return client, nil
-		}
-		_ = client.Close()
-	case <-ctx.Done():
-		err = ctx.Err()
-		go func() { <-done; _ = client.Close() }()
-	case <-l.stop:
-		err = errors.New("closed")
-		go func() { <-done; _ = client.Close() }()
-	}
-	return nil, err
-}
-
-func (l *link) close() {
+	// The client's search for a node is bounded by its GossipTimeout, so this takes at most that longer than ctx.
+	_, err = run(ctx, c, probe)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return
+	if err == nil {
+		err = l.ctx.Err()
 	}
-	l.closed = true
-	close(l.stop)
-	if c := l.current; c != nil {
-		l.current, c.retired = nil, true
-		if c.calls == 0 {
-			_ = c.client.Close()
-		}
+	if err != nil {
+		l.closeConnection(c)
+		return err
 	}
+	l.all[c], l.current = struct{}{}, c
+	close(l.up)
+	return nil
+}
+
+// close ends all calls, waits for them and closes the clients.
+func (l *link) close() {
+	l.cancel(errClosed)
+	l.mu.Lock()
+	for c := range l.all {
+		l.closeConnection(c)
+	}
+	l.current = nil
+	l.mu.Unlock()
+	l.wait.Wait()
 }

@@ -30,14 +30,16 @@ var (
 )
 
 const (
-	// MaxAppendBytes bounds the events of one append, by EncodedSize. The server's default limit is 1 MiB of data and metadata.
+	// MaxAppendBytes bounds the events of one append, by EncodedSize. The server's default limit (MaxAppendSize) is 1 MiB.
 	MaxAppendBytes = 1<<20 - 4<<10
-	// callTimeout bounds one append or one small read.
-	callTimeout = 10 * time.Second
-	// loadTimeout bounds reading a whole stream, which may hold a large broadcast.
-	loadTimeout = 30 * time.Second
-	// appendAttempts is how often an append whose answer was lost is repeated; the same event IDs make the repeats harmless.
+	// appendTimeout bounds one Append, its repeats included.
+	appendTimeout = 5 * time.Second
+	// appendAttempts is how often an append whose answer was lost is sent; the same event IDs make the repeats harmless.
 	appendAttempts = 3
+	// silenceTimeout bounds the wait for each next event of a read.
+	silenceTimeout = 5 * time.Second
+	// readTimeout bounds one read as a whole: a stream may hold a large broadcast.
+	readTimeout = 30 * time.Second
 	// headSearch is how many of the newest events Head looks through for one that is not the store's own.
 	headSearch = 128
 )
@@ -55,12 +57,14 @@ func Open(connectionString string, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("event store connection string: %w", err)
 	}
 	config.Logger = func(level esdb.LogLevel, format string, args ...any) {
-		log.Debug("event store client", "message", fmt.Sprintf(format, args...))
+		if log.Enabled(context.Background(), slog.LevelDebug) {
+			log.Debug("event store client", "message", fmt.Sprintf(format, args...))
+		}
 	}
 	return &Store{link: newLink(config, log), log: log}, nil
 }
 
-// Close ends the connection; calls and subscriptions end with it.
+// Close ends calls and subscriptions, waits for them, and closes the connection.
 func (s *Store) Close() error {
 	s.link.close()
 	return nil
@@ -86,10 +90,16 @@ func ExpectedAfter(history []event.Recorded) Expected {
 	return Exact(history[len(history)-1].Revision)
 }
 
-// Append adds events to the end of a stream, all or none, and gives the position of the last. Events whose IDs stand there already (a repeat)
-// are not added twice. Errors: ErrConflict, ErrTooLarge, ErrUnavailable.
+// Append adds events to the end of a stream, all or none, and gives the position of the last.
+//
+// It may be repeated as it is, with the same event IDs, by anyone and at any time: events that stand there already are not added twice, and the
+// answer is the same. Append does so itself when an answer was lost; if it cannot learn in time what became of the append, it answers
+// ErrUnavailable, and the events may have been added or not.
+//
+// Errors: ErrConflict (the stream is not at the expected revision; nothing was added), ErrTooLarge (more than MaxAppendBytes; nothing was
+// added), ErrUnavailable.
 func (s *Store) Append(ctx context.Context, stream string, expected Expected, events ...event.Proposed) (event.Position, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
 	defer cancel()
 	batch := make([]esdb.EventData, len(events))
 	size := 0
@@ -98,39 +108,38 @@ func (s *Store) Append(ctx context.Context, stream string, expected Expected, ev
 		if err != nil {
 			return event.Position{}, err
 		}
-		size += len(data) + len(metadata)
+		size += encodedSize(e, data, metadata)
 		batch[i] = esdb.EventData{EventID: e.ID, EventType: e.Payload.EventType(), ContentType: esdb.ContentTypeJson, Data: data, Metadata: metadata}
 	}
 	if size > MaxAppendBytes {
 		return event.Position{}, fmt.Errorf("append %d bytes to %s: %w", size, stream, ErrTooLarge)
 	}
-	var written *esdb.WriteResult
-	var err error
-	for range appendAttempts {
-		err = s.link.do(ctx, func(ctx context.Context, client *esdb.Client) error {
-			w, err := client.AppendToStream(ctx, stream, esdb.AppendToStreamOptions{ExpectedRevision: expected.revision}, batch...)
-			if err == nil {
-				written = w
-			}
-			return err
+	options := esdb.AppendToStreamOptions{ExpectedRevision: expected.revision}
+	for attempt := 1; ; attempt++ {
+		written, err := call(ctx, s.link, func(ctx context.Context, client *esdb.Client) (*esdb.WriteResult, error) {
+			return client.AppendToStream(ctx, stream, options, batch...)
 		})
-		if !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
-			break
+		switch {
+		case err == nil:
+			return event.Position{Commit: written.CommitPosition, Prepare: written.PreparePosition}, nil
+		case !errors.Is(err, ErrUnavailable), errors.Is(err, errNotSent), ctx.Err() != nil, attempt == appendAttempts:
+			return event.Position{}, fmt.Errorf("append to %s: %w", stream, err)
 		}
 	}
-	if err != nil {
-		return event.Position{}, fmt.Errorf("append to %s: %w", stream, err)
-	}
-	return event.Position{Commit: written.CommitPosition, Prepare: written.PreparePosition}, nil
 }
 
-// EncodedSize is how many bytes an event counts towards MaxAppendBytes.
+// EncodedSize is how many bytes an event counts towards MaxAppendBytes: its data, its metadata, and two for each byte of its type's name, as
+// EventStoreDB counts (Event.SizeOnDisk).
 func EncodedSize(e event.Proposed) int {
 	data, metadata, err := encode(e)
 	if err != nil {
 		return math.MaxInt32 // Append answers with the error
 	}
-	return len(data) + len(metadata)
+	return encodedSize(e, data, metadata)
+}
+
+func encodedSize(e event.Proposed, data, metadata []byte) int {
+	return len(data) + len(metadata) + 2*len(e.Payload.EventType())
 }
 
 func encode(e event.Proposed) (data, metadata []byte, err error) {
@@ -143,24 +152,16 @@ func encode(e event.Proposed) (data, metadata []byte, err error) {
 	return data, metadata, nil
 }
 
-// Load reads a whole stream; one that does not exist, or was deleted, is empty.
+// Load reads a whole stream; one that does not exist, or was deleted, is empty. Errors: ErrUnavailable.
 func (s *Store) Load(ctx context.Context, stream string) ([]event.Recorded, error) {
 	return s.Page(ctx, stream, 0, math.MaxInt64)
 }
 
-// Page reads up to max events of a stream from a revision on.
+// Page reads up to max events of a stream from a revision on. Errors: ErrUnavailable.
 func (s *Store) Page(ctx context.Context, stream string, from uint64, max int) ([]event.Recorded, error) {
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
-	defer cancel()
-	var events []event.Recorded
-	err := s.link.do(ctx, func(ctx context.Context, client *esdb.Client) error {
-		read, err := client.ReadStream(ctx, stream, esdb.ReadStreamOptions{Direction: esdb.Forwards, From: esdb.Revision(from)}, uint64(max))
-		if err != nil {
-			return err
-		}
-		defer read.Close()
-		events, err = collect(read)
-		return err
+	options := esdb.ReadStreamOptions{Direction: esdb.Forwards, From: esdb.Revision(from)}
+	events, err := s.read(ctx, func(ctx context.Context, client *esdb.Client) (*esdb.ReadStream, error) {
+		return client.ReadStream(ctx, stream, options, uint64(max))
 	})
 	var known *esdb.Error
 	if errors.As(err, &known) && (known.Code() == esdb.ErrorCodeResourceNotFound || known.Code() == esdb.ErrorCodeStreamDeleted) {
@@ -173,94 +174,101 @@ func (s *Store) Page(ctx context.Context, stream string, from uint64, max int) (
 }
 
 // ReadAll reads up to max events of `$all` that stand after a position, the store's own (`$…`) left out. Through is how far it looked; done says
-// that nothing was left.
+// that nothing was left. Errors: ErrUnavailable.
 func (s *Store) ReadAll(ctx context.Context, after event.Position, max int) (events []event.Recorded, through event.Position, done bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
-	defer cancel()
-	var from esdb.AllPosition = esdb.Start{}
+	options := esdb.ReadAllOptions{Direction: esdb.Forwards, From: esdb.Start{}}
 	if !after.IsZero() {
-		from = esdb.Position{Commit: after.Commit, Prepare: after.Prepare}
+		options.From = esdb.Position{Commit: after.Commit, Prepare: after.Prepare}
 	}
-	err = s.link.do(ctx, func(ctx context.Context, client *esdb.Client) error {
-		// A read from a position includes the event there.
-		read, err := client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Forwards, From: from}, uint64(max)+1)
-		if err != nil {
-			return err
-		}
-		defer read.Close()
-		events, err = collect(read)
-		return err
+	// A read from a position includes the event there, if one is there.
+	found, err := s.read(ctx, func(ctx context.Context, client *esdb.Client) (*esdb.ReadStream, error) {
+		return client.ReadAll(ctx, options, uint64(max)+1)
 	})
 	if err != nil {
 		return nil, after, false, fmt.Errorf("read $all: %w", err)
 	}
-	done, through = len(events) <= max, after
-	kept := events[:0]
-	for _, e := range events {
-		if !after.Before(e.Position) {
-			continue
-		}
+	done = len(found) <= max
+	if len(found) > 0 && !after.Before(found[0].Position) {
+		found = found[1:]
+	}
+	found = found[:min(len(found), max)]
+	through = after
+	for _, e := range found {
 		through = e.Position
-		if !strings.HasPrefix(e.Type, "$") {
-			kept = append(kept, e)
+		if !ofTheStore(e) {
+			events = append(events, e)
 		}
 	}
-	return kept, through, done, nil
+	return events, through, done, nil
 }
 
-// Head is the position of the newest event that is not the store's own; zero if there is none.
+// Head is the position of the newest event that is not the store's own; zero if the newest headSearch are all the store's. Errors: ErrUnavailable.
 func (s *Store) Head(ctx context.Context) (event.Position, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	var newest []event.Recorded
-	err := s.link.do(ctx, func(ctx context.Context, client *esdb.Client) error {
-		read, err := client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Backwards, From: esdb.End{}}, headSearch)
-		if err != nil {
-			return err
-		}
-		defer read.Close()
-		newest, err = collect(read)
-		return err
+	newest, err := s.read(ctx, func(ctx context.Context, client *esdb.Client) (*esdb.ReadStream, error) {
+		return client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Backwards, From: esdb.End{}}, headSearch)
 	})
 	if err != nil {
 		return event.Position{}, fmt.Errorf("head of $all: %w", err)
 	}
 	for _, e := range newest {
-		if !strings.HasPrefix(e.Type, "$") {
+		if !ofTheStore(e) {
 			return e.Position, nil
 		}
 	}
 	return event.Position{}, nil
 }
 
-// Ping asks the store for one event, to learn whether it answers.
+// Ping asks the store for one event, to learn whether it answers. Errors: ErrUnavailable.
 func (s *Store) Ping(ctx context.Context) error {
-	return s.link.do(ctx, probe)
-}
-
-func probe(ctx context.Context, client *esdb.Client) error {
-	read, err := client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Backwards, From: esdb.End{}}, 1)
-	if err != nil {
-		return err
-	}
-	defer read.Close()
-	_, err = collect(read)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	_, err := call(ctx, s.link, probe)
 	return err
 }
 
-func collect(read *esdb.ReadStream) ([]event.Recorded, error) {
-	var events []event.Recorded
-	for {
-		resolved, err := read.Recv()
-		if errors.Is(err, io.EOF) {
-			return events, nil
-		}
+func probe(ctx context.Context, client *esdb.Client) (struct{}, error) {
+	read, err := client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Backwards, From: esdb.End{}}, 1)
+	if err != nil {
+		return struct{}{}, err
+	}
+	defer read.Close()
+	if _, err = read.Recv(); errors.Is(err, io.EOF) {
+		err = nil // an empty store
+	}
+	return struct{}{}, err
+}
+
+// read collects what a read brings. It may take readTimeout, as long as the store is not silent for silenceTimeout.
+func (s *Store) read(ctx context.Context, open func(context.Context, *esdb.Client) (*esdb.ReadStream, error)) ([]event.Recorded, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	silence := time.AfterFunc(silenceTimeout, func() { end(errSilent) })
+	defer silence.Stop()
+	return call(ctx, s.link, func(ctx context.Context, client *esdb.Client) ([]event.Recorded, error) {
+		read, err := open(ctx, client)
 		if err != nil {
 			return nil, err
 		}
-		events = append(events, recordedOf(resolved.OriginalEvent()))
-	}
+		defer read.Close()
+		var events []event.Recorded
+		for {
+			resolved, err := read.Recv()
+			if errors.Is(err, io.EOF) {
+				return events, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			silence.Reset(silenceTimeout)
+			events = append(events, recordedOf(resolved.OriginalEvent()))
+		}
+	})
 }
+
+// ofTheStore tells the store's own events (metadata, deletions, statistics).
+func ofTheStore(e event.Recorded) bool { return strings.HasPrefix(e.Type, "$") }
 
 func recordedOf(e *esdb.RecordedEvent) event.Recorded {
 	r := event.Recorded{

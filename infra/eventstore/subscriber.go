@@ -3,7 +3,6 @@ package eventstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"regexp"
@@ -21,21 +20,34 @@ import (
 const (
 	// defaultMaxPage bounds the events of one page.
 	defaultMaxPage = 2000
-	// maxPageBytes bounds the data of one page.
+	// maxPageBytes bounds the data of one page; the event that passes it is still in the page.
 	maxPageBytes = 8 << 20
-	// A page that was refused is given out again after a pause that doubles from retryMin to retryMax.
+	// A page that was refused is given out again after a pause that doubles from retryMin to retryMax; so is a broken subscription opened.
 	retryMin = 50 * time.Millisecond
 	retryMax = 5 * time.Second
 	// searchWindow is after how many events that a filter leaves out the server says how far it looked.
 	searchWindow = 256
+	// emptyPageEvery is how often at most a page without events is given out while the store is busy with other events.
+	emptyPageEvery = time.Second
+	// checkpointTimeout bounds one call of SubscriberConfig.Checkpoint.
+	checkpointTimeout = 5 * time.Second
 )
 
 // Page is what one Watermill message carries: the events that arrived while the page before was handled, in order.
 type Page struct {
 	// Events may be empty: then only the position moved, past events that the filter leaves out.
 	Events []event.Recorded
-	// Through is the position that the subscriber has seen everything up to, this page included.
+	// Through is the position that the subscriber has seen everything up to, this page included. It is what to store as the checkpoint, best
+	// in one transaction with what the page did.
 	Through event.Position
+}
+
+// after is the page without what stands at or before a position.
+func (p Page) after(done event.Position) Page {
+	for len(p.Events) > 0 && !done.Before(p.Events[0].Position) {
+		p.Events = p.Events[1:]
+	}
+	return p
 }
 
 type pageKey struct{}
@@ -48,27 +60,33 @@ func PageOf(msg *message.Message) Page {
 
 // SubscriberConfig says what a Subscriber gives out.
 type SubscriberConfig struct {
-	// Types are the event types to give out, versions included; empty is all but the store's own.
+	// Types are the event types to give out, versions included, by their exact names; empty is all but the store's own.
 	Types []string
-	// Checkpoint tells the position that everything up to was handled; the zero position is the start. It is asked at the start, after a
-	// broken connection and after a page that was refused.
+	// Checkpoint tells the position that everything up to was handled; the zero position is the start, and so is a nil func. It is asked at the
+	// start, and again when a page was refused: what it says was handled by then (by a transaction whose answer was lost, or by another
+	// process) is not given out again.
 	Checkpoint func(context.Context) (event.Position, error)
 	// MaxPage bounds the events of one page; 0 is 2,000.
 	MaxPage int
 	// OnCaughtUp is called each time that everything up to the newest event was handled and the subscription went live. May be nil.
 	OnCaughtUp func()
-	Log        *slog.Logger
+	// Log gets what an operator should know; nil is the Store's.
+	Log *slog.Logger
 }
 
 // Subscriber is a Watermill message.Subscriber over `$all`. A message is a page; acknowledging it asks for the next, refusing it asks for
 // the same again after a pause. A page in hand is the only one out, so order holds whatever the handler does. A subscription that breaks is
-// opened again from the checkpoint.
+// opened again after the last acknowledged page, however long the store was away.
+//
+// A message's context ends with its acknowledgement, its refusal or the subscription. It holds at most one page in hand and one that gathers.
 type Subscriber struct {
 	store  *Store
 	config SubscriberConfig
 	ctx    context.Context
 	cancel context.CancelFunc
-	wait   sync.WaitGroup
+
+	mu   sync.Mutex // orders Subscribe before or after Close
+	wait sync.WaitGroup
 }
 
 // NewSubscriber makes a subscriber; Subscribe starts it.
@@ -76,206 +94,192 @@ func NewSubscriber(store *Store, config SubscriberConfig) *Subscriber {
 	if config.MaxPage <= 0 {
 		config.MaxPage = defaultMaxPage
 	}
+	if config.Checkpoint == nil {
+		config.Checkpoint = func(context.Context) (event.Position, error) { return event.Position{}, nil }
+	}
+	if config.Log == nil {
+		config.Log = store.log
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Subscriber{store: store, config: config, ctx: ctx, cancel: cancel}
 }
 
-// Subscribe implements message.Subscriber. The topic names the subscription in logs; which events it gives out is in the config.
+// Subscribe implements message.Subscriber. The topic names the subscription in logs; which events it gives out is in the config. The channel is
+// closed when ctx ends or the Subscriber is closed.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
 		return nil, errors.New("the subscriber is closed")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(s.ctx, cancel)
 	out := make(chan *message.Message)
-	s.wait.Add(1)
-	go func() {
-		defer s.wait.Done()
+	s.wait.Go(func() {
 		defer close(out)
 		defer cancel()
 		defer stop()
-		s.run(ctx, out, s.config.Log.With("subscription", topic))
-	}()
+		(&subscription{store: s.store, config: s.config, out: out, log: s.config.Log.With("subscription", topic)}).run(ctx)
+	})
 	return out, nil
 }
 
 // Close implements message.Subscriber: it ends all subscriptions and waits for them.
 func (s *Subscriber) Close() error {
+	s.mu.Lock()
 	s.cancel()
+	s.mu.Unlock()
 	s.wait.Wait()
 	return nil
 }
 
-// run keeps a subscription open until ctx ends.
-func (s *Subscriber) run(ctx context.Context, out chan<- *message.Message, log *slog.Logger) {
-	for failures := 0; ctx.Err() == nil; {
-		progressed, err := s.follow(ctx, out)
-		if progressed {
-			failures = 0
+// subscription is one call of Subscribe.
+type subscription struct {
+	store  *Store
+	config SubscriberConfig
+	out    chan<- *message.Message
+	log    *slog.Logger
+	done   event.Position // everything up to here was handled
+}
+
+// run keeps the subscription open until ctx ends.
+func (s *subscription) run(ctx context.Context) {
+	for failures := 0; ; failures++ {
+		var err error
+		if s.done, err = s.checkpoint(ctx); err == nil {
+			break
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil {
-			log.Warn("the subscription broke; opening it again", "error", err)
-			pause(ctx, failures)
-			failures++
+		s.log.Warn("the checkpoint cannot be read; trying again", "error", err)
+		backoff(ctx, failures, retryMin, retryMax)
+	}
+	for failures := 0; s.store.link.connected(ctx) == nil; failures++ {
+		before := s.done
+		err := s.follow(ctx)
+		if ctx.Err() != nil {
+			return
 		}
+		if before.Before(s.done) {
+			failures = 0
+		}
+		s.log.Warn("the subscription broke; opening it again", "error", err)
+		backoff(ctx, failures, retryMin, retryMax)
 	}
 }
 
-// arrival is one thing that the subscription's connection brought.
-type arrival struct {
-	event    *event.Recorded
-	through  event.Position
-	caughtUp bool
-	err      error
-}
-
-// follow subscribes from the checkpoint and gives out pages until something breaks, or the checkpoint turns out to be elsewhere.
-func (s *Subscriber) follow(ctx context.Context, out chan<- *message.Message) (progressed bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
+func (s *subscription) checkpoint(ctx context.Context) (event.Position, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkpointTimeout)
 	defer cancel()
-	done, err := s.config.Checkpoint(ctx)
-	if err != nil {
-		return false, fmt.Errorf("checkpoint: %w", err)
-	}
-	arrived := make(chan arrival, 2*s.config.MaxPage)
-	received := make(chan struct{})
-	go func() {
-		defer close(received)
-		s.receive(ctx, done, arrived)
-	}()
-	defer func() { cancel(); <-received }()
+	return s.config.Checkpoint(ctx)
+}
 
+// follow subscribes after s.done and gives out pages until the connection breaks.
+func (s *subscription) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	in := newIntake(s.config.MaxPage)
+	var receiver sync.WaitGroup
+	receiver.Go(func() { in.end(s.receive(ctx, in)) })
+	defer receiver.Wait()
+	defer cancel()
+	tick := time.NewTicker(emptyPageEvery)
+	defer tick.Stop()
 	for {
-		page, caughtUp, broken := s.gather(ctx, arrived)
-		if len(page.Events) > 0 || done.Before(page.Through) {
-			again, err := s.deliver(ctx, out, page, done)
-			if again || err != nil {
-				return progressed, err
-			}
-			done, progressed = page.Through, true
-		}
-		if broken != nil {
-			return progressed, broken
-		}
-		if caughtUp && s.config.OnCaughtUp != nil {
-			s.config.OnCaughtUp()
-		}
-	}
-}
-
-// gather waits for the first arrival and takes what else is there, up to the bounds of a page. What came before a break is good, so the page
-// may hold events beside an error.
-func (s *Subscriber) gather(ctx context.Context, arrived <-chan arrival) (page Page, caughtUp bool, err error) {
-	bytes := 0
-	take := func(a arrival) (full bool, err error) {
-		if a.err != nil {
-			return true, a.err
-		}
-		if a.caughtUp {
-			caughtUp = true
-			return true, nil
-		}
-		page.Through = a.through
-		if a.event != nil {
-			page.Events = append(page.Events, *a.event)
-			bytes += len(a.event.Data)
-		}
-		return len(page.Events) >= s.config.MaxPage || bytes >= maxPageBytes, nil
-	}
-	select {
-	case a := <-arrived:
-		if full, err := take(a); full || err != nil {
-			return page, caughtUp, err
-		}
-	case <-ctx.Done():
-		return page, false, ctx.Err()
-	}
-	for {
-		select {
-		case a := <-arrived:
-			if full, err := take(a); full || err != nil {
-				return page, caughtUp, err
-			}
-		default:
-			return page, caughtUp, nil
-		}
-	}
-}
-
-// deliver gives out a page until it is acknowledged. It gives up (again) when the checkpoint has moved by other hands.
-func (s *Subscriber) deliver(ctx context.Context, out chan<- *message.Message, page Page, done event.Position) (again bool, err error) {
-	for failures := 0; ; failures++ {
-		msg := message.NewMessage(watermill.NewUUID(), nil)
-		msg.SetContext(context.WithValue(ctx, pageKey{}, page))
-		select {
-		case out <- msg:
-		case <-ctx.Done():
-			return false, ctx.Err()
-		}
-		select {
-		case <-msg.Acked():
-			return false, nil
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case <-msg.Nacked():
-		}
-		pause(ctx, failures)
-		now, err := s.config.Checkpoint(ctx)
-		if err != nil && ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		if err == nil && now != done {
-			return true, nil
-		}
-	}
-}
-
-// receive puts what the connection brings into arrived, its end as the last.
-func (s *Subscriber) receive(ctx context.Context, after event.Position, arrived chan<- arrival) {
-	put := func(a arrival) bool {
-		select {
-		case arrived <- a:
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
-	err := s.store.link.hold(ctx, func(client *esdb.Client) error {
-		subscription, err := client.SubscribeToAll(ctx, s.options(after))
+		got, err := in.take(ctx, tick.C)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = subscription.Close() }()
+		if page := got.page.after(s.done); s.done.Before(page.Through) {
+			if err := s.deliver(ctx, page); err != nil {
+				return err
+			}
+		}
+		if got.caughtUp && s.config.OnCaughtUp != nil {
+			s.config.OnCaughtUp()
+		}
+		if got.err != nil {
+			return got.err
+		}
+	}
+}
+
+// deliver gives out a page until it is acknowledged, or turns out to be handled already.
+func (s *subscription) deliver(ctx context.Context, page Page) error {
+	for failures := 0; ; failures++ {
+		acked, err := s.offer(ctx, page)
+		if err != nil {
+			return err
+		}
+		if acked {
+			s.done = page.Through
+			return nil
+		}
+		backoff(ctx, failures, retryMin, retryMax)
+		done, err := s.checkpoint(ctx)
+		if err != nil {
+			s.log.Warn("the checkpoint cannot be read; giving out the same page", "error", err)
+			continue
+		}
+		if s.done.Before(done) {
+			s.done, page = done, page.after(done)
+		}
+		if !s.done.Before(page.Through) {
+			return nil
+		}
+	}
+}
+
+// offer gives out a page once.
+func (s *subscription) offer(ctx context.Context, page Page) (acked bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	msg := message.NewMessage(watermill.NewUUID(), nil)
+	msg.SetContext(context.WithValue(ctx, pageKey{}, page))
+	select {
+	case s.out <- msg:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	select {
+	case <-msg.Acked():
+		return true, nil
+	case <-msg.Nacked():
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// receive puts what the connection brings into the intake until it breaks. A connection that dies in silence is found by the client's
+// keepalive (10 s + 10 s, unless the connection string says otherwise).
+func (s *subscription) receive(ctx context.Context, in *intake) error {
+	_, err := call(ctx, s.store.link, func(ctx context.Context, client *esdb.Client) (struct{}, error) {
+		all, err := client.SubscribeToAll(ctx, s.options())
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer func() { _ = all.Close() }() // it always returns nil
 		for {
-			switch got := subscription.Recv(); {
+			switch got := all.Recv(); {
 			case got.SubscriptionDropped != nil:
-				return got.SubscriptionDropped.Error
+				return struct{}{}, got.SubscriptionDropped.Error
 			case got.EventAppeared != nil:
-				e := recordedOf(got.EventAppeared.OriginalEvent())
-				if !put(arrival{event: &e, through: e.Position}) {
-					return ctx.Err()
-				}
+				err = in.event(ctx, recordedOf(got.EventAppeared.OriginalEvent()))
 			case got.CheckPointReached != nil:
-				if !put(arrival{through: event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare}}) {
-					return ctx.Err()
-				}
+				in.moved(event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare})
 			case got.CaughtUp != nil:
-				if !put(arrival{caughtUp: true}) {
-					return ctx.Err()
-				}
+				in.wentLive()
+			}
+			if err != nil {
+				return struct{}{}, err
 			}
 		}
 	})
-	if err == nil {
-		err = errors.New("the subscription ended")
-	}
-	put(arrival{err: err})
+	return err
 }
 
-func (s *Subscriber) options(after event.Position) esdb.SubscribeToAllOptions {
+func (s *subscription) options() esdb.SubscribeToAllOptions {
 	filter := esdb.ExcludeSystemEventsFilter()
 	if len(s.config.Types) > 0 {
 		names := make([]string, len(s.config.Types))
@@ -285,35 +289,15 @@ func (s *Subscriber) options(after event.Position) esdb.SubscribeToAllOptions {
 		filter = &esdb.SubscriptionFilter{Type: esdb.EventFilterType, Regex: "^(?:" + strings.Join(names, "|") + ")$"}
 	}
 	options := esdb.SubscribeToAllOptions{From: esdb.Start{}, Filter: filter, MaxSearchWindow: searchWindow, CheckpointInterval: 1}
-	if !after.IsZero() {
-		options.From = esdb.Position{Commit: after.Commit, Prepare: after.Prepare}
+	if !s.done.IsZero() {
+		options.From = esdb.Position{Commit: s.done.Commit, Prepare: s.done.Prepare} // excluded
 	}
 	return options
 }
 
-// hold runs a subscription on a client; a client whose subscription broke is not used for others that begin later if the store is away.
-func (l *link) hold(ctx context.Context, run func(*esdb.Client) error) error {
-	c, err := l.acquire(ctx)
-	if err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() {
-		err := run(c.client)
-		l.release(c, err)
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// pause waits before try number failures+2, or until ctx ends. The jitter keeps many subscribers from coming back at the same moment.
-func pause(ctx context.Context, failures int) {
-	wait := min(retryMin<<min(failures, 16), retryMax)
+// backoff waits before try number failures+2, or until ctx ends. The jitter keeps those who failed together from coming back together.
+func backoff(ctx context.Context, failures int, shortest, longest time.Duration) {
+	wait := min(shortest<<min(failures, 16), longest)
 	timer := time.NewTimer(wait/2 + rand.N(wait/2))
 	defer timer.Stop()
 	select {
