@@ -27,6 +27,22 @@ type Deleted struct {
 	BlobKey string `json:"blobKey"`
 }
 
+// DeletionStarted says that a deletion began: sends are refused while it is found out whether any is pending.
+type DeletionStarted struct {
+	AudioID string `json:"audioId"`
+}
+
+// DeletionAbandoned says that a deletion ended without one, because sends are pending.
+type DeletionAbandoned struct {
+	AudioID string `json:"audioId"`
+}
+
+// EventType implements event.Payload.
+func (DeletionStarted) EventType() string { return "AudioDeletionStarted" }
+
+// EventType implements event.Payload.
+func (DeletionAbandoned) EventType() string { return "AudioDeletionAbandoned" }
+
 // EventType implements event.Payload.
 func (Uploaded) EventType() string { return "AudioUploaded" }
 

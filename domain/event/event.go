@@ -46,7 +46,9 @@ type Metadata struct {
 	// TraceParent is the W3C Trace Context `traceparent` of the request.
 	TraceParent string `json:"traceparent,omitempty"`
 	// Fingerprint is the SHA-256 of the request's meaning, on the first event of what a request with an Idempotency-Key created.
-	Fingerprint string    `json:"fingerprint,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty"`
+	// Idempotency is the keyed hash of the request's Idempotency-Key.
+	Idempotency string    `json:"idempotency,omitempty"`
 	Time        time.Time `json:"time"`
 }
 

@@ -1,0 +1,14 @@
+// Package request holds the claim on an Idempotency-Key, for commands whose stream does not follow from the key. Stream: `request-{hash}`.
+package request
+
+// Claimed says that a request with this key was begun. Its fingerprint stands in the event's metadata; being the first event of its stream makes
+// it the only one.
+type Claimed struct {
+	Operation string `json:"operation"`
+}
+
+// EventType implements event.Payload.
+func (Claimed) EventType() string { return "RequestClaimed" }
+
+// Stream names the stream of a claim.
+func Stream(hash string) string { return "request-" + hash }
