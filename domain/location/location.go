@@ -296,3 +296,17 @@ func (l Location) Device(deviceID string) (Device, bool) {
 
 // NotFound is the answer for a location that is not there.
 func NotFound() error { return fault.New(fault.NotFound, "There is no such location.") }
+
+// MappedTo reads whose user ID it is from the history of a mapping stream.
+func MappedTo(history []event.Recorded) (externalID string, err error) {
+	for _, e := range history {
+		if e.Type == (Mapped{}).EventType() {
+			var m Mapped
+			if err := json.Unmarshal(e.Data, &m); err != nil {
+				return "", fmt.Errorf("%s of %s: %w", e.Type, e.Stream, err)
+			}
+			return m.ExternalID, nil
+		}
+	}
+	return "", nil
+}

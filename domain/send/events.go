@@ -68,6 +68,11 @@ type BroadcastSealed struct {
 	Total  int    `json:"total"`
 }
 
+// BroadcastAbandoned says that a large broadcast was never accepted: whoever wrote its parts did not seal it. The parts before it count for nothing.
+type BroadcastAbandoned struct {
+	SendID string `json:"sendId"`
+}
+
 // Cancelled says that a scheduled or queued send is called off; deliveries that were not yet played are cancelled with it.
 type Cancelled struct {
 	SendID string `json:"sendId"`
@@ -81,6 +86,9 @@ func (AudioSent) EventType() string { return "AudioSent" }
 
 // EventType implements event.Payload.
 func (BroadcastSealed) EventType() string { return "BroadcastSealed" }
+
+// EventType implements event.Payload.
+func (BroadcastAbandoned) EventType() string { return "BroadcastAbandoned" }
 
 // EventType implements event.Payload.
 func (Cancelled) EventType() string { return "SendCancelled" }

@@ -261,6 +261,8 @@ func (s *Send) apply(e event.Recorded) error {
 		s.Open = s.Open || p.Unsealed
 	case BroadcastSealed{}.EventType():
 		s.Open = false
+	case BroadcastAbandoned{}.EventType():
+		*s = Send{} // what follows, if anything, is the send from its beginning
 	case Cancelled{}.EventType():
 		s.Cancelled = true
 	}
@@ -277,6 +279,20 @@ func (s Send) BelongsTo(companyID string, env event.Environment) bool {
 
 // Scheduled reports whether the send was for later.
 func (s Send) Scheduled() bool { return len(s.Planned) > 0 }
+
+// Unseal marks the events of a new send as parts of one that is too large for one append; a BroadcastSealed has to follow them.
+func Unseal(events []event.Payload) {
+	for i, e := range events {
+		switch p := e.(type) {
+		case AudioSent:
+			p.Unsealed = true
+			events[i] = p
+		case Scheduled:
+			p.Unsealed = true
+			events[i] = p
+		}
+	}
+}
 
 // Start decides which of a scheduled send's locations get their audio now: those that are due within Lead and did not yet.
 func (s Send) Start(now time.Time) []event.Payload {

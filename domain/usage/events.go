@@ -2,7 +2,11 @@
 // because nothing is ever decided from it.
 package usage
 
-import "time"
+import (
+	"time"
+
+	"github.com/musique/musique/domain/event"
+)
 
 // ApiRequestServed says that a partner's request was answered.
 type ApiRequestServed struct {
@@ -23,3 +27,8 @@ type ApiRequestServed struct {
 
 // EventType implements event.Payload.
 func (ApiRequestServed) EventType() string { return "ApiRequestServed" }
+
+// Stream names the stream that a company's requests of a day (UTC) are noted in.
+func Stream(companyID string, env event.Environment, at time.Time) string {
+	return "usage-" + companyID + "-" + string(env) + "-" + at.UTC().Format(time.DateOnly)
+}

@@ -56,11 +56,6 @@ func Open(connectionString string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event store connection string: %w", err)
 	}
-	config.Logger = func(level esdb.LogLevel, format string, args ...any) {
-		if log.Enabled(context.Background(), slog.LevelDebug) {
-			log.Debug("event store client", "message", fmt.Sprintf(format, args...))
-		}
-	}
 	return &Store{link: newLink(config, log), log: log}, nil
 }
 
@@ -81,6 +76,12 @@ var (
 
 // Exact lets an append happen only where the stream's last event has this revision.
 func Exact(revision uint64) Expected { return Expected{esdb.Revision(revision)} }
+
+// Revision gives the revision that an exact expectation names.
+func (e Expected) Revision() (revision uint64, exact bool) {
+	at, exact := e.revision.(esdb.StreamRevision)
+	return at.Value, exact
+}
 
 // ExpectedAfter is the revision that a stream has as long as nothing was added to the history that was read of it.
 func ExpectedAfter(history []event.Recorded) Expected {

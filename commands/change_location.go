@@ -1,0 +1,55 @@
+package commands
+
+import (
+	"context"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
+)
+
+// ChangeLocation gives a location other details; what is nil stays as it is.
+type ChangeLocation struct {
+	Caller     Caller
+	ExternalID string
+	Name       *string
+	Timezone   *string
+	Tags       *[]string
+	Channel    *location.Channel
+}
+
+// ChangeLocationHandler carries out ChangeLocation.
+type ChangeLocationHandler struct{ *tools }
+
+// Handle changes the location.
+func (h ChangeLocationHandler) Handle(ctx context.Context, cmd ChangeLocation) error {
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location) ([]event.Payload, error) {
+		if !l.Registered {
+			return nil, location.NotFound()
+		}
+		details := l.Details
+		if cmd.Name != nil {
+			details.Name = *cmd.Name
+		}
+		if cmd.Timezone != nil {
+			details.Timezone = *cmd.Timezone
+		}
+		if cmd.Tags != nil {
+			details.Tags = *cmd.Tags
+		}
+		if cmd.Channel != nil {
+			details.Channel = *cmd.Channel
+		}
+		var fields fault.Fields
+		details.Check(&fields)
+		if err := fields.Err(); err != nil {
+			return nil, err
+		}
+		return l.Change(details)
+	})
+	if err != nil {
+		return err
+	}
+	h.settle(ctx, position, Locations)
+	return nil
+}

@@ -1,0 +1,58 @@
+package commands
+
+import (
+	"context"
+	"time"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
+)
+
+// EnrolDevice lets a player sign in for a location.
+type EnrolDevice struct {
+	Caller     Caller `json:"-"`
+	ExternalID string
+	Name       string
+}
+
+// DeviceEnrolled is the new device. Its token is shown this once.
+type DeviceEnrolled struct {
+	DeviceID   string
+	Token      string
+	ExternalID string
+	CreatedAt  time.Time
+	Replayed   bool
+}
+
+// EnrolDeviceHandler carries out EnrolDevice.
+type EnrolDeviceHandler struct{ *tools }
+
+// Handle enrols the device.
+func (h EnrolDeviceHandler) Handle(ctx context.Context, cmd EnrolDevice) (DeviceEnrolled, error) {
+	identity, err := h.identify(cmd.Caller, "enrol device", cmd)
+	if err != nil {
+		return DeviceEnrolled{}, err
+	}
+	if _, err := h.claim(ctx, cmd.Caller, identity, "enrol device"); err != nil {
+		return DeviceEnrolled{}, err
+	}
+	meta := identity.mark(h.metadata(cmd.Caller))
+	answer := DeviceEnrolled{DeviceID: identity.id("dvc_"), Token: "dev_" + h.secret(identity, "device token"), ExternalID: cmd.ExternalID, CreatedAt: meta.Time}
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, meta, func(l location.Location) ([]event.Payload, error) {
+		if earlier, ok := l.Device(answer.DeviceID); ok {
+			if earlier.Revoked {
+				return nil, fault.New(fault.Conflict, "The device of this Idempotency-Key is revoked; use a new key.")
+			}
+			answer.Replayed, answer.CreatedAt = true, earlier.EnrolledAt
+			return nil, nil
+		}
+		enrolled, err := l.Enrol(answer.DeviceID, cmd.Name, h.Keys.HashToken(answer.Token))
+		return []event.Payload{enrolled}, err
+	})
+	if err != nil {
+		return DeviceEnrolled{}, err
+	}
+	h.settle(ctx, position, Locations)
+	return answer, nil
+}

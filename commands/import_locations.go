@@ -1,0 +1,129 @@
+package commands
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
+)
+
+const (
+	// MaxImport bounds the locations of one import.
+	MaxImport = 10_000
+	// importWorkers is how many locations are registered at the same time; they share the store's syncs.
+	importWorkers = 64
+)
+
+// ImportLocations registers many locations, and changes those that are there already.
+type ImportLocations struct {
+	Caller    Caller `json:"-"`
+	Locations []ImportedLocation
+}
+
+// ImportedLocation is one row of an import.
+type ImportedLocation struct {
+	ExternalID string
+	Details    location.Details
+}
+
+// The outcomes of a row.
+const (
+	ImportCreated = "created"
+	ImportUpdated = "updated"
+	ImportFailed  = "failed"
+)
+
+// ImportResult is what became of a row; Err is set where it failed.
+type ImportResult struct {
+	ExternalID string
+	Status     string
+	Err        *fault.Error
+}
+
+// ImportLocationsHandler carries out ImportLocations.
+type ImportLocationsHandler struct{ *tools }
+
+// Handle takes each row by itself: one that fails keeps no other back. A repeat with the same Idempotency-Key carries on where the first was cut off;
+// rows that it created before count as created again.
+func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations) (results []ImportResult, replayed bool, err error) {
+	switch {
+	case len(cmd.Locations) == 0:
+		return nil, false, fault.ForField("locations", fault.MissingField, "Give the locations to import.")
+	case len(cmd.Locations) > MaxImport:
+		return nil, false, fault.ForField("locations", fault.OutOfRange, "An import has at most %d locations.", MaxImport)
+	}
+	identity, err := h.identify(cmd.Caller, "import locations", cmd)
+	if err != nil {
+		return nil, false, err
+	}
+	if replayed, err = h.claim(ctx, cmd.Caller, identity, "import locations"); err != nil {
+		return nil, false, err
+	}
+	results = make([]ImportResult, len(cmd.Locations))
+	positions := make([]event.Position, len(cmd.Locations))
+	seen := map[string]bool{}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(importWorkers)
+	for i, row := range cmd.Locations {
+		if seen[row.ExternalID] {
+			results[i] = ImportResult{row.ExternalID, ImportFailed, fault.ForField("externalId", fault.AlreadyExists, "%q is in the import twice; the first was taken.", row.ExternalID)}
+			continue
+		}
+		seen[row.ExternalID] = true
+		group.Go(func() error {
+			var refused *fault.Error
+			status, position, err := h.row(ctx, cmd.Caller, identity, row)
+			if errors.As(err, &refused) {
+				status, err = ImportFailed, nil
+			}
+			results[i], positions[i] = ImportResult{row.ExternalID, status, refused}, position
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, false, err
+	}
+	last := event.Position{}
+	for _, p := range positions {
+		if last.Before(p) {
+			last = p
+		}
+	}
+	h.settle(context.WithoutCancel(ctx), last, Locations)
+	return results, replayed, nil
+}
+
+func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity identity, row ImportedLocation) (status string, position event.Position, err error) {
+	var fields fault.Fields
+	location.CheckExternalID("externalId", row.ExternalID, &fields)
+	row.Details.Check(&fields)
+	if err := fields.Err(); err != nil {
+		return "", event.Position{}, err
+	}
+	userID, err := h.mapUser(ctx, c, row.ExternalID)
+	if err != nil {
+		return "", event.Position{}, err
+	}
+	stream := location.Stream(c.CompanyID, userID, c.Environment)
+	position, err = h.change(ctx, stream, identity.mark(h.metadata(c)), func(history []event.Recorded) ([]event.Payload, error) {
+		l, err := location.Load(history)
+		if err != nil {
+			return nil, err
+		}
+		if l.Registered {
+			status = ImportUpdated
+			if identity.keyed() && l.Idempotency == identity.hash {
+				status = ImportCreated
+			}
+			return l.Change(row.Details)
+		}
+		status = ImportCreated
+		registered, err := l.Register(c.CompanyID, row.ExternalID, userID, row.Details)
+		return []event.Payload{registered}, err
+	})
+	return status, position, err
+}

@@ -1,0 +1,101 @@
+package commands
+
+import (
+	"context"
+	"errors"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
+)
+
+// RegisterLocation makes a location that can be sent to.
+type RegisterLocation struct {
+	Caller     Caller `json:"-"`
+	ExternalID string
+	Details    location.Details
+}
+
+// LocationRegistered is the location as it is now.
+type LocationRegistered struct {
+	location.Location
+	Replayed bool
+}
+
+// RegisterLocationHandler carries out RegisterLocation.
+type RegisterLocationHandler struct{ *tools }
+
+// Handle registers the location; an external ID that is one already is refused.
+func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocation) (LocationRegistered, error) {
+	var fields fault.Fields
+	location.CheckExternalID("externalId", cmd.ExternalID, &fields)
+	cmd.Details.Check(&fields)
+	if err := fields.Err(); err != nil {
+		return LocationRegistered{}, err
+	}
+	identity, err := h.identify(cmd.Caller, "register location", cmd)
+	if err != nil {
+		return LocationRegistered{}, err
+	}
+	if _, err := h.claim(ctx, cmd.Caller, identity, "register location"); err != nil {
+		return LocationRegistered{}, err
+	}
+	userID, err := h.mapUser(ctx, cmd.Caller, cmd.ExternalID)
+	if err != nil {
+		return LocationRegistered{}, err
+	}
+	stream := location.Stream(cmd.Caller.CompanyID, userID, cmd.Caller.Environment)
+	replayed := false
+	position, err := h.change(ctx, stream, identity.mark(h.metadata(cmd.Caller)), func(history []event.Recorded) ([]event.Payload, error) {
+		l, err := location.Load(history)
+		if err != nil {
+			return nil, err
+		}
+		replayed = identity.keyed() && l.Registered && l.Idempotency == identity.hash
+		if replayed {
+			return nil, nil
+		}
+		registered, err := l.Register(cmd.Caller.CompanyID, cmd.ExternalID, userID, cmd.Details)
+		return []event.Payload{registered}, err
+	})
+	if err != nil {
+		return LocationRegistered{}, err
+	}
+	history, err := h.Store.Load(ctx, stream)
+	if err != nil {
+		return LocationRegistered{}, err
+	}
+	l, err := location.Load(history)
+	if err != nil {
+		return LocationRegistered{}, err
+	}
+	if len(history) == 0 {
+		return LocationRegistered{}, errors.New("a location that was registered is not there")
+	}
+	if replayed {
+		position = history[len(history)-1].Position
+	}
+	h.settle(ctx, position, Locations)
+	return LocationRegistered{Location: l, Replayed: replayed}, nil
+}
+
+// changeLocation decides on a location that the caller names by its external ID.
+func (t *tools) changeLocation(ctx context.Context, c Caller, externalID string, meta event.Metadata, decide func(location.Location) ([]event.Payload, error)) (event.Position, error) {
+	if !location.ValidExternalID(externalID) {
+		return event.Position{}, location.NotFound()
+	}
+	userID, found, err := t.findUser(ctx, c.CompanyID, externalID)
+	if err != nil {
+		return event.Position{}, err
+	}
+	if !found {
+		return event.Position{}, location.NotFound()
+	}
+	return t.change(ctx, location.Stream(c.CompanyID, userID, c.Environment), meta, func(history []event.Recorded) ([]event.Payload, error) {
+		l, err := location.Load(history)
+		if err != nil {
+			return nil, err
+		}
+		return decide(l)
+	})
+}

@@ -1,0 +1,29 @@
+package commands
+
+import (
+	"context"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/location"
+)
+
+// RemoveLocation ends a location: its devices are revoked, and what is still queued there is cancelled.
+type RemoveLocation struct {
+	Caller     Caller
+	ExternalID string
+}
+
+// RemoveLocationHandler carries out RemoveLocation.
+type RemoveLocationHandler struct{ *tools }
+
+// Handle removes the location, and answers when its devices are accepted nowhere any more.
+func (h RemoveLocationHandler) Handle(ctx context.Context, cmd RemoveLocation) error {
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location) ([]event.Payload, error) {
+		removed, err := l.Remove()
+		return []event.Payload{removed}, err
+	})
+	if err != nil {
+		return err
+	}
+	return h.mustHold(ctx, position, Locations)
+}

@@ -1,0 +1,71 @@
+package commands
+
+import (
+	"context"
+	"time"
+
+	"github.com/musique/musique/domain/delivery"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+)
+
+// ReportPlayback takes a player's word of what became of a delivery.
+type ReportPlayback struct {
+	Caller Caller
+	// UserID is the location that the player is signed in for.
+	UserID     int64
+	DeliveryID string
+	Status     string
+	// At is when it happened by the player's clock; nil is now.
+	At     *time.Time
+	Reason string
+}
+
+// ReportPlaybackHandler carries out ReportPlayback.
+type ReportPlaybackHandler struct{ *tools }
+
+// Handle records the report. One that is repeated or late changes nothing and is no error. It gives the status that the delivery has now.
+func (h ReportPlaybackHandler) Handle(ctx context.Context, cmd ReportPlayback) (delivery.Status, error) {
+	_, userID, ok := delivery.ParseID(cmd.DeliveryID)
+	if !ok || userID != cmd.UserID {
+		return "", fault.New(fault.NotFound, "There is no such delivery at this location.")
+	}
+	ref, err := h.ref(ctx, cmd)
+	if err != nil {
+		return "", err
+	}
+	at := h.now()
+	if cmd.At != nil && cmd.At.Before(at) {
+		at = cmd.At.UTC() // a clock that is ahead of ours is not believed
+	}
+	var status delivery.Status
+	position, err := h.changeDelivery(ctx, cmd.Caller, ref, func(d delivery.Delivery) ([]event.Payload, error) {
+		payloads, err := d.Report(ref, cmd.Status, at, cmd.Reason)
+		status = d.Status()
+		for _, p := range payloads {
+			status, _ = delivery.StatusAfter(p.EventType())
+		}
+		return payloads, err
+	})
+	if err != nil {
+		return "", err
+	}
+	h.settle(ctx, position, Sends)
+	return status, nil
+}
+
+// ref finds what the delivery is about. Players can be faster than the read model, so it is let catch up before the delivery is said to be unknown.
+func (h ReportPlaybackHandler) ref(ctx context.Context, cmd ReportPlayback) (delivery.Ref, error) {
+	for caughtUp := false; ; caughtUp = true {
+		ref, found, err := h.Reads.Delivery(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.DeliveryID)
+		if err != nil || found {
+			return ref, err
+		}
+		if caughtUp {
+			return delivery.Ref{}, fault.New(fault.NotFound, "There is no such delivery at this location.")
+		}
+		if err := h.settleHead(ctx, Sends); err != nil {
+			return delivery.Ref{}, err
+		}
+	}
+}

@@ -1,0 +1,30 @@
+package commands
+
+import (
+	"context"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/location"
+)
+
+// RevokeDevice ends a player's right to sign in.
+type RevokeDevice struct {
+	Caller     Caller
+	ExternalID string
+	DeviceID   string
+}
+
+// RevokeDeviceHandler carries out RevokeDevice.
+type RevokeDeviceHandler struct{ *tools }
+
+// Handle revokes the device, and answers when it is accepted nowhere any more.
+func (h RevokeDeviceHandler) Handle(ctx context.Context, cmd RevokeDevice) error {
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location) ([]event.Payload, error) {
+		revoked, err := l.RevokeDevice(cmd.DeviceID)
+		return []event.Payload{revoked}, err
+	})
+	if err != nil {
+		return err
+	}
+	return h.mustHold(ctx, position, Locations)
+}

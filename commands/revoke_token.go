@@ -1,0 +1,49 @@
+package commands
+
+import (
+	"context"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/token"
+)
+
+// RevokeToken ends a token of the caller's company, named by its ID or by the token itself.
+type RevokeToken struct {
+	Caller  Caller
+	TokenID string
+	Token   string
+}
+
+// RevokeTokenHandler carries out RevokeToken.
+type RevokeTokenHandler struct{ *tools }
+
+// Handle revokes the token, and answers when no process accepts it any more.
+func (h RevokeTokenHandler) Handle(ctx context.Context, cmd RevokeToken) (tokenID string, err error) {
+	id := cmd.TokenID
+	if id == "" {
+		found := false
+		id, found, err = h.Reads.TokenByHash(ctx, cmd.Caller.CompanyID, h.Keys.Hashes(cmd.Token))
+		if err != nil {
+			return "", err
+		}
+		if !found {
+			return "", fault.New(fault.InvalidToken, "The token is unknown or revoked already.")
+		}
+	}
+	position, err := h.change(ctx, token.Stream(id), h.metadata(cmd.Caller), func(history []event.Recorded) ([]event.Payload, error) {
+		t, err := token.Load(history)
+		if err != nil {
+			return nil, err
+		}
+		if t.CompanyID != cmd.Caller.CompanyID {
+			t = token.Token{} // another company's token is, for this one, as if it had never been
+		}
+		revoked, err := t.Revoke()
+		return []event.Payload{revoked}, err
+	})
+	if err != nil {
+		return "", err
+	}
+	return id, h.mustHold(ctx, position, Tokens)
+}

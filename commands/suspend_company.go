@@ -1,0 +1,22 @@
+package commands
+
+import (
+	"context"
+
+	"github.com/musique/musique/domain/company"
+	"github.com/musique/musique/domain/event"
+)
+
+// SuspendCompany ends the acceptance of all tokens of a company.
+type SuspendCompany struct {
+	Caller    Caller
+	CompanyID string
+}
+
+// SuspendCompanyHandler carries out SuspendCompany.
+type SuspendCompanyHandler struct{ *tools }
+
+// Handle suspends the company; one that is suspended already stays so.
+func (h SuspendCompanyHandler) Handle(ctx context.Context, cmd SuspendCompany) error {
+	return h.changeCompany(ctx, cmd.Caller, cmd.CompanyID, func(c company.Company) ([]event.Payload, error) { return c.Suspend() })
+}

@@ -1,0 +1,141 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/musique/musique/domain/audio"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/audiofile"
+)
+
+// blobTimeout bounds one write or removal in blob storage.
+const blobTimeout = time.Minute
+
+// UploadAudio adds audio to a company's library.
+type UploadAudio struct {
+	Caller  Caller `json:"-"`
+	Details audio.Details
+	// File holds the bytes; Size is how many, SHA256 their digest in lower-case hex.
+	File   io.ReaderAt `json:"-"`
+	Size   int64
+	SHA256 string
+}
+
+// AudioUploaded is the audio as it stands in the library.
+type AudioUploaded struct {
+	audio.Uploaded
+	CreatedAt time.Time
+	Replayed  bool
+}
+
+// UploadAudioHandler carries out UploadAudio.
+type UploadAudioHandler struct{ *tools }
+
+// Handle inspects the bytes, stores them, and only then records the upload: audio that is in the library has its bytes. Bytes whose upload was not
+// recorded are removed, here or by the cleanup worker.
+func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (AudioUploaded, error) {
+	var fields fault.Fields
+	cmd.Details.Check(&fields)
+	info, err := audiofile.Inspect(cmd.File, cmd.Size)
+	var notAudio *audiofile.NotAudioError
+	switch {
+	case errors.As(err, &notAudio):
+		fields.Add("file", fault.InvalidFormat, "The file is not whole MP3, WAV, OGG or AAC audio: %s.", notAudio.Reason)
+	case errors.Is(err, audiofile.ErrTooLong):
+		fields.Add("file", fault.OutOfRange, "Audio is at most %v long.", audiofile.MaxDuration)
+	case err != nil:
+		return AudioUploaded{}, fmt.Errorf("inspect upload: %w", err)
+	}
+	if err := fields.Err(); err != nil {
+		return AudioUploaded{}, err
+	}
+	cmd.Details = cmd.Details.Normal()
+	identity, err := h.identify(cmd.Caller, "upload audio", cmd)
+	if err != nil {
+		return AudioUploaded{}, err
+	}
+	id := identity.id("aud_")
+	if history, err := h.earlier(ctx, identity, audio.Stream(id)); err != nil || history != nil {
+		state, loadErr := audio.Load(history)
+		return AudioUploaded{Uploaded: state.Uploaded, CreatedAt: state.CreatedAt, Replayed: true}, errors.Join(err, loadErr)
+	}
+	if err := h.withinQuota(ctx, cmd.Caller, Used{Uploads: 1, StorageBytes: cmd.Size}); err != nil {
+		return AudioUploaded{}, err
+	}
+	// From here on the caller's leaving stops nothing: bytes without an event, or the other way round, is what must not be.
+	ctx = context.WithoutCancel(ctx)
+	uploaded := audio.Uploaded{
+		AudioID: id, Name: cmd.Details.Name, Description: cmd.Details.Description, Category: cmd.Details.Category,
+		Format: info.Format, ContentType: contentTypes[info.Format], DurationMs: info.Duration.Milliseconds(), Size: cmd.Size, SHA256: cmd.SHA256,
+		BlobKey: BlobKey(cmd.Caller, id, cmd.SHA256),
+	}
+	putCtx, cancel := context.WithTimeout(ctx, blobTimeout)
+	err = h.Blobs.Put(putCtx, uploaded.BlobKey, io.NewSectionReader(cmd.File, 0, cmd.Size), uploaded.ContentType)
+	cancel()
+	if err != nil {
+		return AudioUploaded{}, fmt.Errorf("store upload: %w", err)
+	}
+	meta := h.metadata(cmd.Caller)
+	position, history, err := h.create(ctx, identity, audio.Stream(id), meta, uploaded)
+	if err != nil {
+		// After an error whose outcome is unknown the bytes must stay: the upload may be recorded. The cleanup worker finds out.
+		if fault.CodeOf(err) == fault.Conflict && !identity.keyed() {
+			h.removeBlob(ctx, uploaded.BlobKey)
+		}
+		return AudioUploaded{}, err
+	}
+	h.settle(ctx, position, Library)
+	if history != nil {
+		state, err := audio.Load(history)
+		return AudioUploaded{Uploaded: state.Uploaded, CreatedAt: state.CreatedAt, Replayed: true}, err
+	}
+	return AudioUploaded{Uploaded: uploaded, CreatedAt: meta.Time}, nil
+}
+
+// contentTypes are the media types (RFC 3003, RFC 5334, RFC 2361 and IANA's registry) that audio is served with.
+var contentTypes = map[string]string{"mp3": "audio/mpeg", "wav": "audio/wav", "ogg": "audio/ogg", "aac": "audio/aac"}
+
+// BlobKey is where the bytes of an upload lie.
+func BlobKey(c Caller, audioID, sha256 string) string {
+	return fmt.Sprintf("audio/%s/%s/%s/%s", c.CompanyID, c.Environment, audioID, sha256)
+}
+
+func (t *tools) removeBlob(ctx context.Context, key string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), blobTimeout)
+	defer cancel()
+	if err := t.Blobs.Delete(ctx, key); err != nil {
+		t.Log.Warn("bytes that nothing refers to could not be removed; the cleanup worker will", "key", key, "error", err)
+	}
+}
+
+// withinQuota refuses what the plan's month has no room for. It asks a read model, so callers at the same moment can pass together by what they
+// ask for; the rates are what is exact.
+func (t *tools) withinQuota(ctx context.Context, c Caller, more Used) error {
+	now := t.now()
+	used, err := t.Reads.Quota(ctx, c.CompanyID, c.Environment, now)
+	if err != nil {
+		return err
+	}
+	reset := time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC)
+	for _, q := range []struct {
+		name              string
+		limit, used, more int64
+	}{
+		{"sends", c.Plan.MonthlySends, used.Sends, more.Sends},
+		{"uploads", c.Plan.MonthlyUploads, used.Uploads, more.Uploads},
+		{"storageBytes", c.Plan.StorageBytes, used.StorageBytes, more.StorageBytes},
+	} {
+		if q.more > 0 && q.used+q.more > q.limit {
+			return &fault.Error{
+				Code:    fault.QuotaExceeded,
+				Message: fmt.Sprintf("The plan's quota of %s is used up; it is renewed at %s.", q.name, reset.Format(time.RFC3339)),
+				Details: map[string]any{"quota": q.name, "limit": q.limit, "used": q.used, "resetAt": reset},
+			}
+		}
+	}
+	return nil
+}
