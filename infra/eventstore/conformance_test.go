@@ -11,7 +11,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
 	"github.com/google/uuid"
-	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/eventstore"
@@ -130,13 +129,4 @@ func (s *topics) Close() error {
 	}
 	s.wait.Wait()
 	return nil
-}
-
-func TestSubscribeAfterCloseIsRefused(t *testing.T) {
-	t.Parallel()
-	subscriber := eventstore.NewSubscriber(storetest.Open(t), eventstore.SubscriberConfig{})
-	require.NoError(t, subscriber.Close())
-	require.NoError(t, subscriber.Close())
-	_, err := subscriber.Subscribe(t.Context(), "closed")
-	require.Error(t, err)
 }

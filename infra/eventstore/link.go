@@ -36,16 +36,17 @@ var (
 )
 
 // link holds a client that has answered, and replaces it when it stops answering. What the official client (v4.2.0) does when a node goes away
-// makes that necessary:
+// makes that necessary: its first call that gets "unavailable" makes the next one look for a node again, and
 //
-//   - when it could not find a node in MaxDiscoverAttempts, every later call answers "connection closed", for good;
-//   - a call that learns of a broken connection after that waits forever to tell the client's own goroutine, which has ended;
-//   - a client that finds a node again does not close the connection it had before.
+//   - if it finds none in MaxDiscoverAttempts, every later call answers "connection closed", for good;
+//   - calls that get "unavailable" after that wait forever to tell the client's own goroutine, which has ended;
+//   - whether it finds one or not, the connection it had is not closed.
 //
-// So a client is retired at its first "unavailable", before it looks for a node itself, and a new one takes its place when the store answers
-// it. The retired one is closed when its calls are over, or after retireGrace: closing it makes calls that wait forever panic, which ends them;
-// run turns that into an error. A call that begins on the client in the instant before it is retired can make it give up; then
-// the client's broken connection stays behind unclosed, once per outage at most, idle and without a socket.
+// So a client is retired before it looks for a node again, and a new one takes its place when the store answers it. Two things make the
+// "before" hold: the client logs the error of a call, in that call, before it acts on it (logged), and until then each call has
+// touched its context as soon as it was given the connection (startContext). The retired client is closed when its calls are over.
+// Where that does not come (the client of a cluster can lose the leader that it was sent to), it is closed after retireGrace: then calls that
+// wait forever panic, and run turns that into an error.
 type link struct {
 	config *esdb.Configuration
 	log    *slog.Logger
@@ -61,13 +62,25 @@ type link struct {
 	reason  error                    // of the last try that failed
 }
 
-// connection is one client and the number of calls that use it.
+// connection is one client and the calls that use it.
 type connection struct {
-	client  *esdb.Client
-	calls   int
-	retired bool
-	grace   *time.Timer
-	closed  atomic.Bool
+	client   *esdb.Client
+	calls    int
+	starting sync.WaitGroup // calls that the client has not given its gRPC connection yet
+	retired  bool
+	grace    *time.Timer
+	closed   atomic.Bool
+}
+
+// startContext tells when it is first asked for its deadline. The client does that in every call right after it has its gRPC connection.
+type startContext struct {
+	context.Context
+	started func()
+}
+
+func (c startContext) Deadline() (time.Time, bool) {
+	c.started()
+	return c.Context.Deadline()
 }
 
 func newLink(config *esdb.Configuration, log *slog.Logger) *link {
@@ -99,7 +112,9 @@ func call[T any](ctx context.Context, l *link, f func(context.Context, *esdb.Cli
 	done := make(chan result, 1)
 	go func() {
 		defer l.wait.Done()
-		value, err := run(ctx, c, f)
+		started := sync.OnceFunc(c.starting.Done)
+		value, err := run(startContext{ctx, started}, c, f)
+		started()
 		l.release(c, err)
 		done <- result{value, err}
 	}()
@@ -186,6 +201,7 @@ func (l *link) acquire(ctx context.Context) (*connection, error) {
 		}
 		if c := l.current; c != nil {
 			c.calls++
+			c.starting.Add(1)
 			l.wait.Add(1)
 			l.mu.Unlock()
 			return c, nil
@@ -227,20 +243,47 @@ func (l *link) connected(ctx context.Context) error {
 	}
 }
 
-// release ends a call. A client that said "unavailable" is retired, and the search for a new one begins.
+// release ends a call.
 func (l *link) release(c *connection, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c.calls--
-	if gone(err) && l.current == c && l.ctx.Err() == nil {
-		l.current, l.up, l.away, l.reason = nil, make(chan struct{}), time.Now(), err
-		c.retired = true
-		c.grace = time.AfterFunc(retireGrace, func() { l.mu.Lock(); defer l.mu.Unlock(); l.closeConnection(c) })
-		l.wait.Go(l.connect)
+	if gone(err) {
+		l.retire(c, err)
 	}
 	if c.retired && c.calls == 0 {
 		l.closeConnection(c)
 	}
+}
+
+// logged gets what the client logs. An "unavailable" that it logs as an error retires it, and keeps the call that logs it from going on until
+// all others that began have their connection.
+func (l *link) logged(c *connection, level esdb.LogLevel, format string, args []any) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("event store client", "message", fmt.Sprintf(format, args...))
+	}
+	if level != esdb.LogError || len(args) != 1 {
+		return
+	}
+	err, ok := args[0].(error)
+	if !ok || status.Code(err) != codes.Unavailable {
+		return
+	}
+	l.mu.Lock()
+	l.retire(c, err)
+	l.mu.Unlock()
+	c.starting.Wait()
+}
+
+// retire takes a client out of use, and begins the search for a new one. l.mu is held.
+func (l *link) retire(c *connection, reason error) {
+	if l.current != c || l.ctx.Err() != nil {
+		return
+	}
+	l.current, l.up, l.away, l.reason = nil, make(chan struct{}), time.Now(), reason
+	c.retired = true
+	c.grace = time.AfterFunc(retireGrace, func() { l.mu.Lock(); defer l.mu.Unlock(); l.closeConnection(c) })
+	l.wait.Go(l.connect)
 }
 
 func gone(err error) bool {
@@ -288,12 +331,13 @@ func (l *link) connect() {
 
 // try makes a client current if the store answers it.
 func (l *link) try() error {
+	c := &connection{}
 	config := *l.config
-	client, err := esdb.NewClient(&config)
-	if err != nil {
+	config.Logger = func(level esdb.LogLevel, format string, args ...any) { l.logged(c, level, format, args) }
+	var err error
+	if c.client, err = esdb.NewClient(&config); err != nil {
 		return err
 	}
-	c := &connection{client: client}
 	ctx, cancel := context.WithTimeout(l.ctx, probeTimeout)
 	defer cancel()
 	// The client's search for a node is bounded by its GossipTimeout, so this takes at most that longer than ctx.

@@ -1,23 +1,18 @@
 package eventstore_test
 
 import (
-	"context"
 	"encoding/json"
-	"fmt"
-	"log/slog"
-	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/EventStore/EventStore-Client-Go/v4/esdb"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
-	"pgregory.net/rapid"
 
 	"github.com/musique/musique/domain/event"
-	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/eventstore/storetest"
 )
@@ -32,13 +27,22 @@ type noted struct {
 func (n noted) EventType() string { return n.Type }
 
 func proposed(eventType string, number int) event.Proposed {
-	return event.Proposed{ID: uuid.New(), Payload: noted{Type: eventType, Number: number}, Metadata: event.Metadata{CompanyID: "co_1", Actor: "test", Time: time.Now().UTC()}}
+	return event.Proposed{
+		ID:       uuid.New(),
+		Payload:  noted{Type: eventType, Number: number},
+		Metadata: event.Metadata{CompanyID: "co_1", Actor: "test", Time: time.Now().UTC()},
+	}
 }
 
-func number(t require.TestingT, e event.Recorded) int {
-	var n noted
-	require.NoError(t, json.Unmarshal(e.Data, &n))
-	return n.Number
+// bare is the official client on the same store.
+func bare(t testing.TB, url string) *esdb.Client {
+	config, err := esdb.ParseConnectionString(url)
+	require.NoError(t, err)
+	config.Logger = nil
+	client, err := esdb.NewClient(config)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	return client
 }
 
 func TestAppendAndLoad(t *testing.T) {
@@ -56,192 +60,189 @@ func TestAppendAndLoad(t *testing.T) {
 
 	history, err := store.Load(ctx, stream)
 	require.NoError(t, err)
-	require.Len(t, history, 1)
-	require.Equal(t, first.ID, history[0].ID)
-	require.Equal(t, "Noted", history[0].Type)
-	require.Equal(t, position, history[0].Position)
-	require.Equal(t, first.Metadata, history[0].Metadata)
+	require.Equal(t, []event.Recorded{{
+		ID: first.ID, Stream: stream, Revision: 0, Position: position, Type: "Noted", Data: []byte(`{"number":1}`), Metadata: first.Metadata,
+	}}, history)
 
 	t.Run("a writer that read an older revision is refused", func(t *testing.T) {
-		_, err := store.Append(ctx, stream, eventstore.NoStream, proposed("Noted", 2))
-		require.ErrorIs(t, err, eventstore.ErrConflict)
-		_, err = store.Append(ctx, stream, eventstore.Exact(7), proposed("Noted", 2))
-		require.ErrorIs(t, err, eventstore.ErrConflict)
+		for _, expected := range []eventstore.Expected{eventstore.NoStream, eventstore.Exact(7), eventstore.ExpectedAfter(nil)} {
+			_, err := store.Append(ctx, stream, expected, proposed("Noted", 2))
+			require.ErrorIs(t, err, eventstore.ErrConflict)
+			require.NotErrorIs(t, err, eventstore.ErrUnavailable)
+		}
 	})
 	t.Run("the same append again changes nothing", func(t *testing.T) {
-		again, err := store.Append(ctx, stream, eventstore.NoStream, first)
-		require.NoError(t, err)
-		require.Equal(t, position, again)
+		for _, expected := range []eventstore.Expected{eventstore.NoStream, eventstore.Any} {
+			again, err := store.Append(ctx, stream, expected, first)
+			require.NoError(t, err)
+			require.Equal(t, position, again)
+		}
 		after, err := store.Load(ctx, stream)
 		require.NoError(t, err)
-		require.Len(t, after, 1)
+		require.Equal(t, history, after)
+	})
+	t.Run("a stream is read in pages", func(t *testing.T) {
+		for i := range uint64(9) {
+			_, err := store.Append(ctx, stream, eventstore.Exact(i), proposed("Noted", int(i)+2))
+			require.NoError(t, err)
+		}
+		whole, err := store.Load(ctx, stream)
+		require.NoError(t, err)
+		require.Len(t, whole, 10)
+		var paged []event.Recorded
+		for {
+			page, err := store.Page(ctx, stream, uint64(len(paged)), 4)
+			require.NoError(t, err)
+			if len(page) == 0 {
+				break
+			}
+			require.LessOrEqual(t, len(page), 4)
+			paged = append(paged, page...)
+		}
+		require.Equal(t, whole, paged)
+	})
+}
+
+func TestAppendSize(t *testing.T) {
+	t.Parallel()
+	store, ctx := storetest.Open(t), t.Context()
+	sized := func(bytes int) event.Proposed {
+		e := event.Proposed{ID: uuid.New(), Payload: noted{Type: "Noted", Text: "x"}}
+		e.Payload = noted{Type: "Noted", Text: strings.Repeat("x", 1+bytes-eventstore.EncodedSize(e))}
+		require.Equal(t, bytes, eventstore.EncodedSize(e))
+		return e
+	}
+	t.Run("the largest append that is let through fits the server", func(t *testing.T) {
+		_, err := store.Append(ctx, "noted-"+uuid.NewString(), eventstore.NoStream, sized(eventstore.MaxAppendBytes/2), sized(eventstore.MaxAppendBytes/2))
+		require.NoError(t, err)
 	})
 	t.Run("what does not fit one append is refused before it is sent", func(t *testing.T) {
-		large := event.Proposed{ID: uuid.New(), Payload: noted{Type: "Noted", Text: strings.Repeat("x", eventstore.MaxAppendBytes)}}
-		_, err := store.Append(ctx, stream, eventstore.Any, large)
+		stream := "noted-" + uuid.NewString()
+		_, err := store.Append(ctx, stream, eventstore.NoStream, sized(eventstore.MaxAppendBytes/2), sized(eventstore.MaxAppendBytes/2+1))
 		require.ErrorIs(t, err, eventstore.ErrTooLarge)
-	})
-	t.Run("the largest append that is let through fits the server", func(t *testing.T) {
-		e := event.Proposed{ID: uuid.New(), Payload: noted{Type: "Noted"}}
-		e.Payload = noted{Type: "Noted", Text: strings.Repeat("x", eventstore.MaxAppendBytes-eventstore.EncodedSize(e)-len(`,"text":""`))}
-		require.Equal(t, eventstore.MaxAppendBytes, eventstore.EncodedSize(e))
-		_, err := store.Append(ctx, stream, eventstore.Any, e)
+		history, err := store.Load(ctx, stream)
 		require.NoError(t, err)
+		require.Empty(t, history)
 	})
 }
 
-func TestSubscriberGivesEveryEventOnceInOrder(t *testing.T) {
+// The names that EventStoreDB's own tools look for, and those of the W3C, stand in what is written.
+func TestMetadataOnTheWire(t *testing.T) {
 	t.Parallel()
-	store := storetest.Open(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		kind := "Kept" + strings.ReplaceAll(uuid.NewString(), "-", "")
-		total := rapid.IntRange(1, 60).Draw(rt, "events")
-		refusals := rapid.SliceOfN(rapid.Bool(), 0, 5).Draw(rt, "refusals")
-		before := rapid.IntRange(0, total).Draw(rt, "appended before the subscription")
-		start, err := store.Head(t.Context())
-		require.NoError(rt, err)
+	store, stream := storetest.Open(t), "noted-"+uuid.NewString()
+	e := proposed("Noted", 1)
+	e.Metadata = event.Metadata{
+		CompanyID: "co_1", Environment: event.Test, Actor: "tok_1", RequestID: "req_1", CorrelationID: "c", CausationID: "d",
+		TraceParent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Fingerprint: "f", Time: time.Date(2026, 2, 3, 4, 5, 6, 7, time.UTC),
+	}
+	_, err := store.Append(t.Context(), stream, eventstore.NoStream, e)
+	require.NoError(t, err)
 
-		appendFrom := func(from, to int) {
-			for i := from; i < to; i++ {
-				// An event whose type only begins with the name that was asked for must not come.
-				_, err := store.Append(t.Context(), "kept-"+kind, eventstore.Any, proposed(kind, i), proposed(kind+"Not", i))
-				require.NoError(rt, err)
-			}
-		}
-		appendFrom(0, before)
+	read, err := bare(t, storetest.URL(t)).ReadStream(t.Context(), stream, esdb.ReadStreamOptions{}, 1)
+	require.NoError(t, err)
+	defer read.Close()
+	got, err := read.Recv()
+	require.NoError(t, err)
+	require.Equal(t, "application/json", got.OriginalEvent().ContentType)
+	require.JSONEq(t, `{
+		"company": "co_1", "environment": "test", "actor": "tok_1", "requestId": "req_1", "$correlationId": "c", "$causationId": "d",
+		"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "fingerprint": "f", "time": "2026-02-03T04:05:06.000000007Z"
+	}`, string(got.OriginalEvent().UserMetadata))
 
-		var mu sync.Mutex
-		done := start
-		subscriber := eventstore.NewSubscriber(store, eventstore.SubscriberConfig{
-			Types:   []string{kind},
-			MaxPage: rapid.IntRange(1, 10).Draw(rt, "page"),
-			Checkpoint: func(context.Context) (event.Position, error) {
-				mu.Lock()
-				defer mu.Unlock()
-				return done, nil
-			},
-			Log: slog.New(slog.DiscardHandler),
+	history, err := store.Load(t.Context(), stream)
+	require.NoError(t, err)
+	require.Equal(t, e.Metadata, history[0].Metadata)
+}
+
+func TestDeletedStreamsAreEmpty(t *testing.T) {
+	t.Parallel()
+	store, client, ctx := storetest.Open(t), bare(t, storetest.URL(t)), t.Context()
+	for name, remove := range map[string]func(stream string) error{
+		"deleted": func(stream string) error {
+			_, err := client.DeleteStream(ctx, stream, esdb.DeleteStreamOptions{ExpectedRevision: esdb.Any{}})
+			return err
+		},
+		"tombstoned": func(stream string) error {
+			_, err := client.TombstoneStream(ctx, stream, esdb.TombstoneStreamOptions{ExpectedRevision: esdb.Any{}})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream := "noted-" + uuid.NewString()
+			_, err := store.Append(ctx, stream, eventstore.NoStream, proposed("Noted", 1))
+			require.NoError(t, err)
+			require.NoError(t, remove(stream))
+			history, err := store.Load(ctx, stream)
+			require.NoError(t, err)
+			require.Empty(t, history)
 		})
-		pages, err := subscriber.Subscribe(t.Context(), kind)
-		require.NoError(rt, err)
-		appended := make(chan struct{})
-		go func() { defer close(appended); appendFrom(before, total) }()
+	}
+}
 
-		var got []int
-		for len(got) < total {
-			msg := receive(rt, pages)
-			if len(refusals) > 0 {
-				refuse := refusals[0]
-				refusals = refusals[1:]
-				if refuse {
-					msg.Nack()
-					continue
+// Writers that load, decide and append lose no update.
+func TestWritersThatDecide(t *testing.T) {
+	t.Parallel()
+	store, ctx, stream := storetest.Open(t), t.Context(), "noted-"+uuid.NewString()
+	const writers, each = 4, 10
+	var wait sync.WaitGroup
+	for range writers {
+		wait.Go(func() {
+			for done := 0; done < each; {
+				history, err := store.Load(ctx, stream)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, err = store.Append(ctx, stream, eventstore.ExpectedAfter(history), proposed("Noted", len(history)))
+				if err == nil {
+					done++
 				}
 			}
-			page := eventstore.PageOf(msg)
-			mu.Lock()
-			done = page.Through
-			mu.Unlock()
-			for _, e := range page.Events {
-				got = append(got, number(rt, e))
-			}
-			msg.Ack()
-		}
-		<-appended
-		require.NoError(rt, subscriber.Close())
-		for i, n := range got {
-			require.Equal(rt, i, n)
-		}
-	})
-}
-
-func receive(t require.TestingT, pages <-chan *message.Message) *message.Message {
-	select {
-	case msg := <-pages:
-		return msg
-	case <-time.After(20 * time.Second):
-		require.FailNow(t, "no page came")
-		return nil
+		})
 	}
-}
-
-// A store that is away for longer than the client looks for it, and comes back, is used again without a restart, and a subscription misses
-// nothing of it.
-func TestStoreThatWasAway(t *testing.T) {
-	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "events")
-	log := slog.New(slog.DiscardHandler)
-	node, err := esnode.Start(esnode.Options{Dir: dir, Listen: "127.0.0.1:0", Log: log})
+	wait.Wait()
+	history, err := store.Load(ctx, stream)
 	require.NoError(t, err)
-	address := node.Addr()
-	store, err := eventstore.Open(node.ConnectionString(), log)
-	require.NoError(t, err)
-	defer store.Close()
-
-	var mu sync.Mutex
-	var done event.Position
-	subscriber := eventstore.NewSubscriber(store, eventstore.SubscriberConfig{
-		Checkpoint: func(context.Context) (event.Position, error) { mu.Lock(); defer mu.Unlock(); return done, nil },
-		Log:        log,
-	})
-	defer subscriber.Close()
-	pages, err := subscriber.Subscribe(t.Context(), "away")
-	require.NoError(t, err)
-
-	total := 0
-	for round := range 3 {
-		for range 5 {
-			_, err := store.Append(t.Context(), "away", eventstore.Any, proposed("Noted", total))
-			require.NoError(t, err)
-			total++
-		}
-		for seen := round * 5; seen < total; {
-			msg := receive(t, pages)
-			page := eventstore.PageOf(msg)
-			for _, e := range page.Events {
-				require.Equal(t, seen, number(t, e))
-				seen++
-			}
-			mu.Lock()
-			done = page.Through
-			mu.Unlock()
-			msg.Ack()
-		}
-		require.NoError(t, node.Close())
-		var wait sync.WaitGroup
-		for i := range 20 {
-			wait.Go(func() {
-				_, err := store.Append(t.Context(), fmt.Sprintf("lost-%d", i), eventstore.Any, proposed("Noted", 0))
-				require.ErrorIs(t, err, eventstore.ErrUnavailable)
-			})
-		}
-		wait.Wait()
-		require.ErrorIs(t, store.Ping(t.Context()), eventstore.ErrUnavailable)
-		node, err = esnode.Start(esnode.Options{Dir: dir, Listen: address, Log: log})
-		require.NoError(t, err)
-		require.Eventually(t, func() bool { return store.Ping(t.Context()) == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Len(t, history, writers*each)
+	for i, e := range history {
+		require.Equal(t, uint64(i), e.Revision)
+		require.JSONEq(t, `{"number":`+strconv.Itoa(i)+`}`, string(e.Data))
 	}
-	require.NoError(t, node.Close())
 }
 
 func TestReadAllPagesThroughEverything(t *testing.T) {
 	t.Parallel()
-	store := storetest.Open(t)
-	start, err := store.Head(t.Context())
+	store, ctx := storetest.Open(t), t.Context()
+	start, err := store.Head(ctx)
 	require.NoError(t, err)
-	stream := "all-" + uuid.NewString()
+	stream, client := "all-"+uuid.NewString(), bare(t, storetest.URL(t))
 	for i := range 10 {
-		_, err := store.Append(t.Context(), stream, eventstore.Any, proposed("Noted", i))
+		_, err := store.Append(ctx, stream, eventstore.Any, proposed("Noted", i))
+		require.NoError(t, err)
+		// An event of the store's own beside each.
+		_, err = client.SetStreamMetadata(ctx, stream, esdb.AppendToStreamOptions{ExpectedRevision: esdb.Any{}}, esdb.StreamMetadata{})
 		require.NoError(t, err)
 	}
+	last, err := store.Load(ctx, stream)
+	require.NoError(t, err)
+	head, err := store.Head(ctx)
+	require.NoError(t, err)
+	require.False(t, head.Before(last[9].Position))
+
 	var got []int
 	for after, done := start, false; !done; {
 		var events []event.Recorded
-		events, after, done, err = store.ReadAll(t.Context(), after, 3)
+		before := after
+		events, after, done, err = store.ReadAll(ctx, after, 3)
 		require.NoError(t, err)
+		require.LessOrEqual(t, len(events), 3)
+		require.True(t, done || before.Before(after))
 		for _, e := range events {
+			require.False(t, strings.HasPrefix(e.Type, "$"))
 			if e.Stream == stream {
-				got = append(got, number(t, e))
+				var n noted
+				require.NoError(t, json.Unmarshal(e.Data, &n))
+				got = append(got, n.Number)
 			}
 		}
 	}

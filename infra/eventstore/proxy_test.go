@@ -1,0 +1,103 @@
+package eventstore_test
+
+import (
+	"context"
+	"net"
+	"strings"
+	"sync"
+
+	"github.com/stretchr/testify/require"
+)
+
+// proxy stands between a store and its node, to break what a network breaks.
+type proxy struct {
+	listener net.Listener
+	wait     sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+	// mute drops what the node answers, while what it is told goes through.
+	mute bool
+}
+
+// newProxy listens in front of the node of a connection string.
+func newProxy(t require.TestingT, nodeURL string) *proxy {
+	target := strings.TrimSuffix(strings.TrimPrefix(nodeURL, "esdb://"), "?tls=false")
+	var config net.ListenConfig
+	listener, err := config.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &proxy{listener: listener, conns: map[net.Conn]struct{}{}}
+	p.wait.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			var dialer net.Dialer
+			node, err := dialer.DialContext(context.Background(), "tcp", target)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			p.mu.Lock()
+			p.conns[client], p.conns[node] = struct{}{}, struct{}{}
+			p.mu.Unlock()
+			p.wait.Go(func() { p.pass(node, client, false) })
+			p.wait.Go(func() { p.pass(client, node, true) })
+		}
+	})
+	return p
+}
+
+// pass copies one direction of a connection, and ends both with it.
+func (p *proxy) pass(to, from net.Conn, answers bool) {
+	defer p.drop(to)
+	defer p.drop(from)
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		p.mu.Lock()
+		mute := p.mute && answers
+		p.mu.Unlock()
+		if n > 0 && !mute {
+			if _, err := to.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (p *proxy) drop(conn net.Conn) {
+	_ = conn.Close()
+	p.mu.Lock()
+	delete(p.conns, conn)
+	p.mu.Unlock()
+}
+
+// cut breaks all connections; new ones go through.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mute = false
+	for conn := range p.conns {
+		_ = conn.Close()
+	}
+}
+
+// silence lets the node hear everything and be heard no more, until cut.
+func (p *proxy) silence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mute = true
+}
+
+func (p *proxy) url() string { return "esdb://" + p.listener.Addr().String() + "?tls=false" }
+
+func (p *proxy) close() {
+	_ = p.listener.Close()
+	p.cut()
+	p.wait.Wait()
+}
