@@ -291,7 +291,9 @@ func TestNothingIsLeft(t *testing.T) { //nolint:paralleltest // see above
 			msg.Ack()
 		}
 		node.stop()
-		require.ErrorIs(t, store.Ping(t.Context()), eventstore.ErrUnavailable)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		require.ErrorIs(t, store.Ping(ctx), eventstore.ErrUnavailable)
+		cancel()
 		node.start()
 	}
 	stop()
