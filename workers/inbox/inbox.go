@@ -1,0 +1,95 @@
+// Package inbox is what each location's players are to be told, kept until they have been: the queries of the player stream, and the hub that wakes it.
+package inbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/domain/event"
+)
+
+// The kinds of an item.
+const (
+	Deliver = "deliver"
+	Cancel  = "cancel"
+)
+
+// Location is whose inbox it is.
+type Location struct {
+	CompanyID   string
+	Environment event.Environment
+	UserID      int64
+}
+
+// Item is one thing to tell a player.
+type Item struct {
+	// Seq grows within a location; it is the player's Last-Event-ID.
+	Seq      int64
+	Kind     string
+	Delivery Delivery
+}
+
+// Delivery is what a player needs to play audio. Of a cancelled one only the IDs are given.
+type Delivery struct {
+	DeliveryID string `json:"deliveryId"`
+	SendID     string `json:"sendId"`
+	AudioID    string `json:"audioId,omitempty"`
+	// BlobKey is where the bytes lie; the stream signs a URL for it.
+	BlobKey string `json:"blobKey,omitempty"`
+	Name    string `json:"name,omitempty"`
+	SHA256  string `json:"sha256,omitempty"`
+	Format  string `json:"format,omitempty"`
+	// DurationMs is in milliseconds, Size in bytes, Volume in percent.
+	DurationMs int64      `json:"durationMs,omitempty"`
+	Size       int64      `json:"size,omitempty"`
+	Priority   string     `json:"priority,omitempty"`
+	Repeat     int        `json:"repeat,omitempty"`
+	Volume     int        `json:"volume"`
+	PlayAt     *time.Time `json:"playAt,omitempty"`
+	ExpiresAt  time.Time  `json:"expiresAt,omitzero"`
+}
+
+// After gives up to limit items of a location that come after seq, the oldest first. Deliveries that have ended, or expired, are not among them; from
+// seq 0 on it is all that is open.
+func After(ctx context.Context, pool *pgxpool.Pool, l Location, seq int64, limit int) ([]Item, error) {
+	const query = `
+SELECT i.seq, i.kind, i.payload FROM workers.inbox i
+WHERE i.company_id = $1 AND i.environment = $2 AND i.user_id = $3 AND i.seq > $4
+  AND (i.kind = 'cancel' AND $4 > 0
+       OR i.kind = 'deliver' AND NOT i.overdue AND i.expires_at > now()
+          AND NOT EXISTS (SELECT FROM workers.inbox_closed c WHERE c.delivery_id = i.delivery_id))
+ORDER BY i.seq LIMIT $5`
+	rows, err := pool.Query(ctx, query, l.CompanyID, l.Environment, l.UserID, seq, limit)
+	if err != nil {
+		return nil, fmt.Errorf("inbox: %w", err)
+	}
+	return pgx.CollectRows(rows, item)
+}
+
+// Last is the seq of the newest item of a location, 0 if there is none.
+func Last(ctx context.Context, pool *pgxpool.Pool, l Location) (int64, error) {
+	var seq int64
+	err := pool.QueryRow(ctx, `SELECT coalesce(max(seq), 0) FROM workers.inbox WHERE company_id = $1 AND environment = $2 AND user_id = $3`,
+		l.CompanyID, l.Environment, l.UserID).Scan(&seq)
+	if err != nil {
+		return 0, fmt.Errorf("inbox: %w", err)
+	}
+	return seq, nil
+}
+
+func item(row pgx.CollectableRow) (Item, error) {
+	var i Item
+	var payload []byte
+	if err := row.Scan(&i.Seq, &i.Kind, &payload); err != nil {
+		return Item{}, err
+	}
+	if err := json.Unmarshal(payload, &i.Delivery); err != nil {
+		return Item{}, fmt.Errorf("inbox item %d: %w", i.Seq, err)
+	}
+	return i, nil
+}
