@@ -4,6 +4,7 @@
 package eventstore
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -254,6 +255,7 @@ func (s *Store) read(ctx context.Context, open func(context.Context, *esdb.Clien
 		}
 		defer read.Close()
 		var events []event.Recorded
+		var decoder decoder
 		for {
 			resolved, err := read.Recv()
 			if errors.Is(err, io.EOF) {
@@ -263,7 +265,7 @@ func (s *Store) read(ctx context.Context, open func(context.Context, *esdb.Clien
 				return nil, err
 			}
 			silence.Reset(silenceTimeout)
-			events = append(events, recordedOf(resolved.OriginalEvent()))
+			events = append(events, decoder.recorded(resolved.OriginalEvent()))
 		}
 	})
 }
@@ -271,17 +273,26 @@ func (s *Store) read(ctx context.Context, open func(context.Context, *esdb.Clien
 // ofTheStore tells the store's own events (metadata, deletions, statistics).
 func ofTheStore(e event.Recorded) bool { return strings.HasPrefix(e.Type, "$") }
 
-func recordedOf(e *esdb.RecordedEvent) event.Recorded {
-	r := event.Recorded{
+// decoder makes recorded events of the client's. It keeps the metadata that it decoded last: the events of one append often have the same.
+type decoder struct {
+	raw      []byte
+	metadata event.Metadata
+}
+
+func (d *decoder) recorded(e *esdb.RecordedEvent) event.Recorded {
+	if d.raw == nil || !bytes.Equal(d.raw, e.UserMetadata) {
+		d.raw, d.metadata = e.UserMetadata, event.Metadata{}
+		if err := json.Unmarshal(e.UserMetadata, &d.metadata); err != nil {
+			d.metadata = event.Metadata{} // not written by this product; its type decides who looks at it
+		}
+	}
+	return event.Recorded{
 		ID:       e.EventID,
 		Stream:   e.StreamID,
 		Revision: e.EventNumber,
 		Position: event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare},
 		Type:     e.EventType,
 		Data:     e.Data,
+		Metadata: d.metadata,
 	}
-	if err := json.Unmarshal(e.UserMetadata, &r.Metadata); err != nil {
-		r.Metadata = event.Metadata{} // not written by this product; its type decides who looks at it
-	}
-	return r
 }

@@ -103,6 +103,42 @@ func TestAppendAndLoad(t *testing.T) {
 	})
 }
 
+func TestExpected(t *testing.T) {
+	t.Parallel()
+	history := []event.Recorded{{Revision: 3}, {Revision: 4}}
+	revision, ok := eventstore.ExpectedAfter(history).Revision()
+	require.True(t, ok)
+	require.Equal(t, uint64(4), revision)
+	for _, open := range []eventstore.Expected{eventstore.Any, eventstore.NoStream, eventstore.ExpectedAfter(nil)} {
+		_, ok := open.Revision()
+		require.False(t, ok)
+	}
+	require.Equal(t, eventstore.Exact(4), eventstore.ExpectedAfter(history))
+}
+
+// Metadata that something else wrote is no reason to stop reading, and none to take an earlier event's for it.
+func TestForeignMetadata(t *testing.T) {
+	t.Parallel()
+	store, stream := storetest.Open(t), "noted-"+uuid.NewString()
+	own := proposed("Noted", 1)
+	_, err := store.Append(t.Context(), stream, eventstore.NoStream, own)
+	require.NoError(t, err)
+	client := bare(t, storetest.URL(t))
+	for _, metadata := range []string{"", "not JSON", `{"company":7}`, `{"actor":"other"}`} {
+		_, err := client.AppendToStream(t.Context(), stream, esdb.AppendToStreamOptions{}, esdb.EventData{
+			EventID: uuid.New(), EventType: "Noted", ContentType: esdb.ContentTypeJson, Data: []byte("{}"), Metadata: []byte(metadata),
+		})
+		require.NoError(t, err)
+	}
+	history, err := store.Load(t.Context(), stream)
+	require.NoError(t, err)
+	var metadata []event.Metadata
+	for _, e := range history {
+		metadata = append(metadata, e.Metadata)
+	}
+	require.Equal(t, []event.Metadata{own.Metadata, {}, {}, {}, {Actor: "other"}}, metadata)
+}
+
 func TestAppendSize(t *testing.T) {
 	t.Parallel()
 	store, ctx := storetest.Open(t), t.Context()

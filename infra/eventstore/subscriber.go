@@ -260,12 +260,13 @@ func (s *subscription) receive(ctx context.Context, in *intake) error {
 			return struct{}{}, err
 		}
 		defer func() { _ = all.Close() }() // it always returns nil
+		var decoder decoder
 		for {
 			switch got := all.Recv(); {
 			case got.SubscriptionDropped != nil:
 				return struct{}{}, got.SubscriptionDropped.Error
 			case got.EventAppeared != nil:
-				err = in.event(ctx, recordedOf(got.EventAppeared.OriginalEvent()))
+				err = in.event(ctx, decoder.recorded(got.EventAppeared.OriginalEvent()))
 			case got.CheckPointReached != nil:
 				in.moved(event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare})
 			case got.CaughtUp != nil:
