@@ -29,8 +29,9 @@ const (
 // ErrUnavailable is what calls answer when no broker could be reached or none answered in time.
 var ErrUnavailable = errors.New("kafka is unavailable")
 
-// protocolVersion is the oldest broker that the clients ask to understand them.
-var protocolVersion = sarama.V2_8_0_0
+// protocolVersion is the Kafka whose protocol the clients speak; later brokers, 4.0 included, understand it too. From 2.4 on, this client
+// cannot read what the embedded broker answers to a consumer that joins its group.
+var protocolVersion = sarama.V2_3_0_0
 
 // clientConfig is what publisher and subscriber share.
 func clientConfig() *sarama.Config {
