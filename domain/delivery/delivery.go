@@ -145,12 +145,17 @@ func (d Delivery) Report(ref Ref, status string, at time.Time, reason string) ([
 	return []event.Payload{next}, nil
 }
 
-// Expire ends a delivery whose time is over; one that is playing is let finish.
-func (d Delivery) Expire(ref Ref, at time.Time) []event.Payload {
-	if d.Status().Ended() || d.Status() == StatusPlaying {
+// Expire ends a delivery whose time is over. One that is playing is let finish; the final call ends it too, since its player never came back.
+func (d Delivery) Expire(ref Ref, at time.Time, final bool) []event.Payload {
+	switch {
+	case d.Status().Ended():
 		return nil
+	case d.Status() != StatusPlaying:
+		return []event.Payload{Expired{Ref: ref, At: at}}
+	case final:
+		return []event.Payload{Failed{Ref: ref, At: at, Reason: "the player did not report the end of the playback"}}
 	}
-	return []event.Payload{Expired{Ref: ref, At: at}}
+	return nil
 }
 
 // Cancel ends a delivery that was not played yet.

@@ -1,0 +1,216 @@
+package workers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musique/musique/domain/audio"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/infra/kafka"
+)
+
+const (
+	// DispatchTopic carries sends to the delivery workers, keyed by bucket.
+	DispatchTopic = "musique.dispatch"
+	// DispatchPartitions is how many delivery workers can share the topic at most.
+	DispatchPartitions = 16
+	// maxDispatched bounds the destinations in one message, and so its size.
+	maxDispatched = 1_000
+	// publishers is how many messages are published at the same time.
+	publishers = 32
+	// maxCachedAudio bounds the audio that is remembered between pages.
+	maxCachedAudio = 1_000
+)
+
+// Dispatched is one message of the dispatch topic: all that goes to the locations of a bucket, in the order of the events.
+type Dispatched struct {
+	Bucket int            `json:"bucket"`
+	Sends  []DispatchSend `json:"sends"`
+}
+
+// DispatchSend is a send's share of a message.
+type DispatchSend struct {
+	CompanyID   string            `json:"companyId"`
+	Environment event.Environment `json:"environment"`
+	SendID      string            `json:"sendId"`
+	Audio       DispatchAudio     `json:"audio"`
+	Priority    string            `json:"priority"`
+	Repeat      int               `json:"repeat"`
+	Volume      int               `json:"volume"`
+	To          []DispatchTo      `json:"to"`
+}
+
+// DispatchAudio is what a player needs to know of the audio.
+type DispatchAudio struct {
+	AudioID    string `json:"audioId"`
+	Name       string `json:"name"`
+	BlobKey    string `json:"blobKey"`
+	SHA256     string `json:"sha256"`
+	Format     string `json:"format"`
+	DurationMs int64  `json:"durationMs"`
+	Size       int64  `json:"size"`
+}
+
+// DispatchTo is one location.
+type DispatchTo struct {
+	DeliveryID string     `json:"deliveryId"`
+	ExternalID string     `json:"externalId"`
+	UserID     int64      `json:"userId"`
+	PlayAt     *time.Time `json:"playAt,omitempty"`
+	ExpiresAt  time.Time  `json:"expiresAt"`
+}
+
+// Dispatch follows AudioSent events and hands them to the delivery workers by Kafka, a message per bucket and page. Its checkpoint moves after the
+// brokers have the messages, so each is there at least once.
+type Dispatch struct {
+	Deps
+	publisher message.Publisher
+
+	mu    sync.Mutex
+	audio map[string]DispatchAudio
+}
+
+// NewDispatch makes the worker.
+func NewDispatch(d Deps) *Dispatch { return &Dispatch{Deps: d, audio: map[string]DispatchAudio{}} }
+
+// Run dispatches until ctx ends.
+func (w *Dispatch) Run(ctx context.Context) error {
+	publisher, err := kafka.NewPublisher(w.Brokers, w.Log)
+	if err != nil {
+		return err
+	}
+	defer publisher.Close() //nolint:errcheck // what it published is acknowledged
+	w.publisher = publisher
+	return follower{
+		Deps: w.Deps, name: "dispatch",
+		types:  []string{send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType()},
+		handle: w.handle,
+	}.run(ctx)
+}
+
+func (w *Dispatch) handle(ctx context.Context, _ pgx.Tx, events []event.Recorded) error {
+	buckets := map[int][]DispatchSend{}
+	for _, e := range events {
+		sent, err := w.sentBy(ctx, e)
+		if err != nil {
+			return err
+		}
+		for _, one := range sent {
+			if err := w.add(ctx, buckets, e.Metadata, one); err != nil {
+				return err
+			}
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(publishers)
+	for bucket, sends := range buckets {
+		group.Go(func() error { return w.publish(ctx, bucket, sends) })
+	}
+	return group.Wait()
+}
+
+// sentBy gives what goes out with an event: of a large broadcast nothing before it is closed, and then everything.
+func (w *Dispatch) sentBy(ctx context.Context, e event.Recorded) ([]send.AudioSent, error) {
+	if e.Type == (send.AudioSent{}).EventType() {
+		var sent send.AudioSent
+		if err := json.Unmarshal(e.Data, &sent); err != nil {
+			return nil, fmt.Errorf("read %s %d@%s: %w", e.Type, e.Revision, e.Stream, err)
+		}
+		if sent.Unsealed {
+			return nil, nil
+		}
+		return []send.AudioSent{sent}, nil
+	}
+	history, err := w.Store.Load(ctx, e.Stream)
+	if err != nil {
+		return nil, err
+	}
+	// Of a stream that went on since, only what stood there when it was closed.
+	for i, h := range history {
+		if h.Revision == e.Revision {
+			history = history[:i+1]
+			break
+		}
+	}
+	s, err := send.Load(history)
+	return s.Sent, err
+}
+
+// add puts a location of a send into its bucket, behind the others of the same send if they are the last there.
+func (w *Dispatch) add(ctx context.Context, buckets map[int][]DispatchSend, meta event.Metadata, sent send.AudioSent) error {
+	bucket := location.Bucket(meta.CompanyID, sent.UserID)
+	sends := buckets[bucket]
+	if n := len(sends); n == 0 || sends[n-1].SendID != sent.SendID || len(sends[n-1].To) >= maxDispatched {
+		details, err := w.details(ctx, sent.AudioID)
+		if err != nil {
+			return err
+		}
+		sends = append(sends, DispatchSend{
+			CompanyID: meta.CompanyID, Environment: meta.Environment, SendID: sent.SendID, Audio: details,
+			Priority: sent.Priority, Repeat: sent.Repeat, Volume: sent.Volume,
+		})
+	}
+	last := &sends[len(sends)-1]
+	last.To = append(last.To, DispatchTo{sent.DeliveryID, sent.ExternalID, sent.UserID, sent.PlayAt, sent.ExpiresAt})
+	buckets[bucket] = sends
+	return nil
+}
+
+// details finds what players need to know of the audio. It never changes, so it is remembered.
+func (w *Dispatch) details(ctx context.Context, audioID string) (DispatchAudio, error) {
+	w.mu.Lock()
+	known, ok := w.audio[audioID]
+	w.mu.Unlock()
+	if ok {
+		return known, nil
+	}
+	history, err := w.Store.Load(ctx, audio.Stream(audioID))
+	if err != nil {
+		return DispatchAudio{}, err
+	}
+	a, err := audio.Load(history)
+	if err != nil {
+		return DispatchAudio{}, err
+	}
+	known = DispatchAudio{AudioID: a.AudioID, Name: a.Name, BlobKey: a.BlobKey, SHA256: a.SHA256, Format: a.Format, DurationMs: a.DurationMs, Size: a.Size}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.audio) >= maxCachedAudio {
+		clear(w.audio)
+	}
+	w.audio[audioID] = known
+	return known, nil
+}
+
+// publish sends a bucket's share in as few messages as the bound on their size allows, in order.
+func (w *Dispatch) publish(ctx context.Context, bucket int, sends []DispatchSend) error {
+	var messages []*message.Message
+	for len(sends) > 0 {
+		n, count := 0, 0
+		for n < len(sends) && (n == 0 || count+len(sends[n].To) <= maxDispatched) {
+			count += len(sends[n].To)
+			n++
+		}
+		payload, err := json.Marshal(Dispatched{Bucket: bucket, Sends: sends[:n]})
+		if err != nil {
+			return fmt.Errorf("dispatch: %w", err)
+		}
+		sends = sends[n:]
+		msg := message.NewMessage(watermill.NewUUID(), payload)
+		msg.SetContext(ctx)
+		msg.Metadata.Set(kafka.KeyMetadata, strconv.Itoa(bucket))
+		messages = append(messages, msg)
+	}
+	return w.publisher.Publish(DispatchTopic, messages...)
+}

@@ -1,0 +1,84 @@
+package workers
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/delivery"
+	"github.com/musique/musique/domain/event"
+)
+
+const (
+	expiryPoll  = 500 * time.Millisecond
+	expiryBatch = 500
+	// playingGrace is how long after its expiry a delivery may still play; then its player is taken to have died amid it.
+	playingGrace = time.Hour
+	// enders is how many deliveries are ended at the same time; they share the store's syncs.
+	enders = 32
+)
+
+// Expiry ends deliveries that were not played in time.
+type Expiry struct{ Deps }
+
+// NewExpiry makes the worker.
+func NewExpiry(d Deps) *Expiry { return &Expiry{d} }
+
+// Run expires deliveries until ctx ends.
+func (w *Expiry) Run(ctx context.Context) error { return w.every(ctx, "expiry", w.expire) }
+
+type overdue struct {
+	CompanyID   string
+	Environment event.Environment
+	UserID      int64
+	ExternalID  string
+	DeliveryID  string
+	AudioID     string
+	Overdue     bool
+}
+
+func (w *Expiry) expire(ctx context.Context) (time.Duration, error) {
+	const query = `
+SELECT company_id, environment, user_id, external_id, delivery_id, payload->>'audioId', overdue
+FROM workers.inbox WHERE expires_at <= $1 AND kind = 'deliver' ORDER BY expires_at LIMIT $2`
+	rows, err := w.Pool.Query(ctx, query, w.Now(), expiryBatch)
+	if err != nil {
+		return 0, err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[overdue])
+	if err != nil || len(found) == 0 {
+		return expiryPoll, err
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(enders)
+	ids := make([]string, len(found))
+	for i, o := range found {
+		ids[i] = o.DeliveryID
+		sendID, userID, ok := delivery.ParseID(o.DeliveryID)
+		if !ok {
+			continue
+		}
+		group.Go(func() error {
+			return w.Commands.ExpireDelivery.Handle(groupCtx, commands.ExpireDelivery{
+				Caller: commands.Caller{CompanyID: o.CompanyID, Environment: o.Environment, Actor: "worker:expiry"},
+				Ref:    delivery.Ref{DeliveryID: o.DeliveryID, SendID: sendID, AudioID: o.AudioID, ExternalID: o.ExternalID, UserID: userID},
+				Final:  o.Overdue,
+			})
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 0, err
+	}
+	// Those that ended are on their way out by their events; what plays is looked at once more.
+	_, err = w.Pool.Exec(ctx, `UPDATE workers.inbox SET overdue = true, expires_at = $2 WHERE delivery_id = ANY($1) AND kind = 'deliver'`, ids, w.Now().Add(playingGrace))
+	if err != nil {
+		return 0, err
+	}
+	if len(found) == expiryBatch {
+		return 0, nil
+	}
+	return expiryPoll, nil
+}

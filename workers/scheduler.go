@@ -1,0 +1,108 @@
+package workers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/send"
+)
+
+const (
+	// schedulerPoll is how often the scheduler looks for sends that are due; a send is on the schedule long before it is.
+	schedulerPoll = 200 * time.Millisecond
+	// dueBatch bounds the sends that are started between two looks.
+	dueBatch = 100
+)
+
+// Scheduler starts scheduled sends when they are due. What is due is in a table that follows the events; starting is a command that happens once
+// however many schedulers try.
+type Scheduler struct{ Deps }
+
+// NewScheduler makes the worker.
+func NewScheduler(d Deps) *Scheduler { return &Scheduler{d} }
+
+// Follow keeps the schedule until ctx ends.
+func (w *Scheduler) Follow(ctx context.Context) error {
+	return follower{
+		Deps: w.Deps, name: "schedule",
+		types: []string{
+			send.Scheduled{}.EventType(), send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType(),
+			send.BroadcastAbandoned{}.EventType(), send.Cancelled{}.EventType(),
+		},
+		handle: w.handle,
+	}.run(ctx)
+}
+
+// Run starts what is due until ctx ends.
+func (w *Scheduler) Run(ctx context.Context) error { return w.every(ctx, "scheduler", w.start) }
+
+func (w *Scheduler) handle(ctx context.Context, tx pgx.Tx, events []event.Recorded) error {
+	batch := &pgx.Batch{}
+	for _, e := range events {
+		var p struct {
+			SendID     string    `json:"sendId"`
+			ScheduleAt time.Time `json:"scheduleAt"`
+			Unsealed   bool      `json:"unsealed"`
+		}
+		if err := json.Unmarshal(e.Data, &p); err != nil {
+			return fmt.Errorf("read %s %d@%s: %w", e.Type, e.Revision, e.Stream, err)
+		}
+		if p.Unsealed {
+			batch.Queue(`INSERT INTO workers.open_broadcast VALUES ($1, $2) ON CONFLICT DO NOTHING`, p.SendID, e.Metadata.Time)
+		}
+		switch e.Type {
+		case send.Scheduled{}.EventType():
+			batch.Queue(`INSERT INTO workers.schedule VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, p.SendID, p.ScheduleAt.Add(-send.Lead), !p.Unsealed)
+		case send.BroadcastSealed{}.EventType():
+			batch.Queue(`DELETE FROM workers.open_broadcast WHERE send_id = $1`, p.SendID)
+			batch.Queue(`UPDATE workers.schedule SET sealed = true WHERE send_id = $1`, p.SendID)
+		case send.BroadcastAbandoned{}.EventType():
+			batch.Queue(`DELETE FROM workers.open_broadcast WHERE send_id = $1`, p.SendID)
+			batch.Queue(`DELETE FROM workers.schedule WHERE send_id = $1`, p.SendID)
+		case send.Cancelled{}.EventType():
+			batch.Queue(`DELETE FROM workers.schedule WHERE send_id = $1`, p.SendID)
+		}
+	}
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+func (w *Scheduler) start(ctx context.Context) (time.Duration, error) {
+	rows, err := w.Pool.Query(ctx, `SELECT send_id FROM workers.schedule WHERE sealed AND due_at <= $1 ORDER BY due_at LIMIT $2`, w.Now(), dueBatch)
+	if err != nil {
+		return 0, err
+	}
+	due, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	for _, sendID := range due {
+		if err := w.startOne(ctx, sendID); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("start %s: %w", sendID, err))
+		}
+	}
+	if len(due) == dueBatch && failed == nil {
+		return 0, nil
+	}
+	return schedulerPoll, failed
+}
+
+func (w *Scheduler) startOne(ctx context.Context, sendID string) error {
+	next, more, err := w.Commands.StartScheduledSend.Handle(ctx, commands.StartScheduledSend{SendID: sendID})
+	if err != nil {
+		return err
+	}
+	if more {
+		_, err = w.Pool.Exec(ctx, `UPDATE workers.schedule SET due_at = $2 WHERE send_id = $1`, sendID, next)
+		return err
+	}
+	_, err = w.Pool.Exec(ctx, `DELETE FROM workers.schedule WHERE send_id = $1`, sendID)
+	return err
+}

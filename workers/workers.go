@@ -1,0 +1,215 @@
+// Package workers holds what reacts to events: dispatch by Kafka, delivery into the players' inboxes, the scheduler, expiry, cancellation, cleanup and the
+// sandbox's simulated players.
+//
+// Each worker is safe to run in any number of processes. Followers of the event store, and the workers that look at the clock, are active in one of them
+// at a time and on standby in the others; delivery shares the dispatch topic's partitions.
+package workers
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/blobs"
+	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/postgres"
+	"github.com/musique/musique/workers/inbox"
+)
+
+const (
+	// standbyPoll is how often a standby asks whether the active instance is gone, alivePoll how often the active one makes sure that it still is.
+	standbyPoll = 500 * time.Millisecond
+	alivePoll   = 2 * time.Second
+	// lockTimeout bounds what is asked on a lock's connection.
+	lockTimeout = 5 * time.Second
+	// leaderLockClass is the first half of the advisory locks that make an instance the active one.
+	leaderLockClass = 0x6d75736c
+	// retryPause is the pause after a failure of a worker that looks at the clock.
+	retryPause = time.Second
+)
+
+// Deps are the parts that workers work with.
+type Deps struct {
+	Store    *eventstore.Store
+	Pool     *pgxpool.Pool
+	Brokers  []string
+	Commands *commands.Handlers
+	Reads    Reads
+	Blobs    *blobs.Store
+	Hub      *inbox.Hub
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Migrate makes the workers' tables, or brings them up to date.
+func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	return postgres.Migrate(ctx, pool, files, "workers_migrations")
+}
+
+// follower does something for each event of some types, once in effect: what it writes and how far it came are one transaction.
+type follower struct {
+	Deps
+	name  string
+	types []string
+	// handle may also act outside the transaction, if doing so twice is harmless: a failure after it has the same page come again.
+	handle func(ctx context.Context, tx pgx.Tx, events []event.Recorded) error
+}
+
+// run follows until ctx ends.
+func (f follower) run(ctx context.Context) error {
+	return f.lead(ctx, f.name, func(ctx context.Context) error {
+		subscriber := eventstore.NewSubscriber(f.Store, eventstore.SubscriberConfig{Types: f.types, Checkpoint: f.checkpoint, Log: f.Log})
+		defer subscriber.Close() //nolint:errcheck // it waits for the subscription's end and never fails
+		pages, err := subscriber.Subscribe(ctx, f.name)
+		if err != nil {
+			return err
+		}
+		for msg := range pages {
+			if err := f.apply(ctx, eventstore.PageOf(msg)); err != nil {
+				if ctx.Err() == nil {
+					f.Log.Error("a worker stops at a page of events and tries it again", "worker", f.name, "error", err)
+				}
+				msg.Nack()
+				continue
+			}
+			msg.Ack()
+		}
+		return ctx.Err()
+	})
+}
+
+func (f follower) checkpoint(ctx context.Context) (event.Position, error) {
+	var p event.Position
+	err := f.Pool.QueryRow(ctx, `SELECT commit_position, prepare_position FROM workers.checkpoint WHERE follower = $1`, f.name).Scan(&p.Commit, &p.Prepare)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return event.Position{}, nil
+	}
+	return p, err
+}
+
+func (f follower) apply(ctx context.Context, page eventstore.Page) error {
+	return pgx.BeginFunc(ctx, f.Pool, func(tx pgx.Tx) error {
+		// What is lost of this when the server crashes is done again from the checkpoint that is lost with it.
+		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = off"); err != nil {
+			return err
+		}
+		if len(page.Events) > 0 {
+			if err := f.handle(ctx, tx, page.Events); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `
+INSERT INTO workers.checkpoint VALUES ($1, $2, $3)
+ON CONFLICT (follower) DO UPDATE SET commit_position = excluded.commit_position, prepare_position = excluded.prepare_position`,
+			f.name, int64(page.Through.Commit), int64(page.Through.Prepare))
+		return err
+	})
+}
+
+// lead runs work while this instance holds the lock of that name, and waits for the lock otherwise. The lock lies on a connection of its own: it goes
+// with the process, and work ends when the connection does.
+func (d Deps) lead(ctx context.Context, name string, work func(context.Context) error) error {
+	for ctx.Err() == nil {
+		err := d.leadOnce(ctx, name, work)
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			d.Log.Warn("a worker stopped; it starts again", "worker", name, "error", err)
+		}
+		select {
+		case <-time.After(standbyPoll):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+func (d Deps) leadOnce(ctx context.Context, name string, work func(context.Context) error) error {
+	dialCtx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	conn, err := pgx.ConnectConfig(dialCtx, d.Pool.Config().ConnConfig)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(ctx) // it is given up either way
+	}()
+	for {
+		var mine bool
+		lockCtx, cancel := context.WithTimeout(ctx, lockTimeout)
+		err := conn.QueryRow(lockCtx, "SELECT pg_try_advisory_lock($1, hashtext($2))", leaderLockClass, name).Scan(&mine)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("lock of %s: %w", name, err)
+		}
+		if mine {
+			break
+		}
+		select {
+		case <-time.After(standbyPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	working, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- work(working) }()
+	alive := time.NewTicker(alivePoll)
+	defer alive.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-alive.C:
+			pingCtx, cancel := context.WithTimeout(ctx, lockTimeout)
+			err := conn.Ping(pingCtx)
+			cancel()
+			if err != nil {
+				stop()
+				<-done
+				return fmt.Errorf("the lock of %s is lost: %w", name, err)
+			}
+		}
+	}
+}
+
+// every calls work, again at once while it says that there is more, else after the pause that it asks for, until ctx ends.
+func (d Deps) every(ctx context.Context, name string, work func(context.Context) (pause time.Duration, err error)) error {
+	return d.lead(ctx, name, func(ctx context.Context) error {
+		for {
+			pause, err := work(ctx)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				d.Log.Error("a worker failed and tries again", "worker", name, "error", err)
+				pause = retryPause
+			}
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+}
