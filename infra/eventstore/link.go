@@ -24,6 +24,8 @@ const (
 	reconnectMax = time.Second
 	// retireGrace is how long calls that began on a client that was replaced may still take.
 	retireGrace = readTimeout
+	// closeGrace is how long calls may take to notice that the Store is closed.
+	closeGrace = time.Second
 )
 
 var (
@@ -45,8 +47,8 @@ var (
 // So a client is retired before it looks for a node again, and a new one takes its place when the store answers it. Two things make the
 // "before" hold: the client logs the error of a call, in that call, before it acts on it (logged), and until then each call has
 // touched its context as soon as it was given the connection (startContext). The retired client is closed when its calls are over.
-// Where that does not come (the client of a cluster can lose the leader that it was sent to), it is closed after retireGrace: then calls that
-// wait forever panic, and run turns that into an error.
+// Where that does not come (the client of a cluster can lose the leader that it was sent to), it is closed all the same after retireGrace: then
+// calls that wait forever panic, and run turns that into an error.
 type link struct {
 	config *esdb.Configuration
 	log    *slog.Logger
@@ -67,7 +69,6 @@ type connection struct {
 	client   *esdb.Client
 	calls    int
 	starting sync.WaitGroup // calls that the client has not given its gRPC connection yet
-	retired  bool
 	grace    *time.Timer
 	closed   atomic.Bool
 }
@@ -251,7 +252,7 @@ func (l *link) release(c *connection, err error) {
 	if gone(err) {
 		l.retire(c, err)
 	}
-	if c.retired && c.calls == 0 {
+	if c.calls == 0 && l.current != c {
 		l.closeConnection(c)
 	}
 }
@@ -281,7 +282,6 @@ func (l *link) retire(c *connection, reason error) {
 		return
 	}
 	l.current, l.up, l.away, l.reason = nil, make(chan struct{}), time.Now(), reason
-	c.retired = true
 	c.grace = time.AfterFunc(retireGrace, func() { l.mu.Lock(); defer l.mu.Unlock(); l.closeConnection(c) })
 	l.wait.Go(l.connect)
 }
@@ -356,14 +356,20 @@ func (l *link) try() error {
 	return nil
 }
 
-// close ends all calls, waits for them and closes the clients.
+// close ends all calls, waits for them and closes the clients: each when its calls are over, or after closeGrace.
 func (l *link) close() {
 	l.cancel(errClosed)
-	l.mu.Lock()
-	for c := range l.all {
-		l.closeConnection(c)
+	closeAll := func(atOnce bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.current = nil
+		for c := range l.all {
+			if atOnce || c.calls == 0 {
+				l.closeConnection(c)
+			}
+		}
 	}
-	l.current = nil
-	l.mu.Unlock()
+	closeAll(false)
+	defer time.AfterFunc(closeGrace, func() { closeAll(true) }).Stop()
 	l.wait.Wait()
 }
