@@ -1,0 +1,134 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/eventstore"
+)
+
+// leadCheckEvery is how often an idle lead asks whether its connection still lives.
+const leadCheckEvery = 5 * time.Second
+
+// instance runs one projection in this process. It is the message.Subscriber of its own handler: it gives out pages as long as it has the lead.
+type instance struct {
+	runner     *Runner
+	projection Projection
+	log        *slog.Logger
+
+	wait sync.WaitGroup
+}
+
+type leadKey struct{}
+
+// Subscribe implements message.Subscriber.
+func (i *instance) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
+	out := make(chan *message.Message)
+	i.wait.Go(func() {
+		defer close(out)
+		for failures := 0; ctx.Err() == nil; failures++ {
+			began := time.Now()
+			err := i.lead(ctx, out)
+			if ctx.Err() != nil {
+				return
+			}
+			if time.Since(began) > leadCheckEvery {
+				failures = 0
+			}
+			i.log.Warn("the projection lost its database; starting again", "error", err)
+			pause(ctx, failures)
+		}
+	})
+	return out, nil
+}
+
+// Close implements message.Subscriber. The router ends the subscription's context; this waits for it.
+func (i *instance) Close() error {
+	i.wait.Wait()
+	return nil
+}
+
+// lead waits for the lead, then gives out pages until the lead is lost or ctx ends.
+func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error {
+	lead, err := takeLead(ctx, i.runner.config.Pool, i.projection)
+	if err != nil {
+		return err
+	}
+	defer lead.close()
+	leading := i.runner.metrics.leading.WithLabelValues(i.projection.Name)
+	leading.Set(1)
+	defer leading.Set(0)
+	i.runner.metrics.position.WithLabelValues(i.projection.Name).Set(float64(lead.at().Commit))
+	i.log.Debug("the projection leads", "position", lead.at().Commit)
+
+	subscriber := eventstore.NewSubscriber(i.runner.config.Store, eventstore.SubscriberConfig{
+		Types:      i.projection.Types,
+		Checkpoint: func(context.Context) (event.Position, error) { return lead.at(), nil },
+		OnCaughtUp: func() {
+			if err := lead.caughtUp(ctx); err != nil {
+				i.log.Warn("that the projection caught up could not be noted", "error", err)
+			}
+		},
+		Log: i.log,
+	})
+	defer func() { _ = subscriber.Close() }() // it always returns nil
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pages, err := subscriber.Subscribe(ctx, i.projection.Name)
+	if err != nil {
+		return err
+	}
+	check := time.NewTicker(leadCheckEvery)
+	defer check.Stop()
+	for {
+		select {
+		case page, open := <-pages:
+			if !open {
+				return errors.New("the subscription ended")
+			}
+			page.SetContext(context.WithValue(page.Context(), leadKey{}, lead))
+			select {
+			case out <- page:
+			case <-lead.lost:
+				return errLeadLost
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		case <-check.C:
+			lead.check(ctx)
+		case <-lead.lost:
+			return errLeadLost
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// handle applies the page of a message. An error makes the router refuse the message, and the subscription gives the page out again after a pause.
+func (i *instance) handle(msg *message.Message) error {
+	page := eventstore.PageOf(msg)
+	lead, ok := msg.Context().Value(leadKey{}).(*lead)
+	if !ok {
+		return errors.New("a message without a lead")
+	}
+	name, m := i.projection.Name, i.runner.metrics
+	began := time.Now()
+	applied, err := lead.apply(msg.Context(), page)
+	m.events.WithLabelValues(name).Add(float64(applied))
+	m.position.WithLabelValues(name).Set(float64(lead.at().Commit))
+	if err != nil {
+		if msg.Context().Err() == nil {
+			m.failures.WithLabelValues(name).Inc()
+			i.log.Error("the projection stands still: its next events cannot be applied", "error", err)
+		}
+		return err
+	}
+	m.seconds.WithLabelValues(name).Observe(time.Since(began).Seconds())
+	return nil
+}

@@ -1,0 +1,215 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/eventstore"
+)
+
+const (
+	// leadLockClass is the first half of the advisory lock that the one active instance of a projection holds; the second is its name's hash.
+	leadLockClass = 0x6d757374
+	// standbyEvery is how often an instance that stands by asks for the lead. It asks instead of waiting in the server, because a waiting
+	// statement holds back the server's clean-up of dead rows.
+	standbyEvery = 500 * time.Millisecond
+	// pageTimeout bounds one page's transaction.
+	pageTimeout = 60 * time.Second
+	// noteTimeout bounds the writing of a note for operators (caught up, failing).
+	noteTimeout = 5 * time.Second
+	// checkpointMoved is the SQLSTATE of projections.advance where the checkpoint is not where the instance left it.
+	checkpointMoved = "MQ001"
+	// maxErrorBytes bounds the error that is kept for operators.
+	maxErrorBytes = 2000
+)
+
+var errLeadLost = errors.New("the database connection broke")
+
+// lead is the right to write one projection: a connection that holds its advisory lock. Whatever ends the connection ends the lock, and with it the
+// ability to write, so two leads cannot write at once; the checkpoint's compare-and-set holds even if they could.
+type lead struct {
+	projection Projection
+	lost       chan struct{}
+
+	mu       sync.Mutex // the connection does one thing at a time
+	conn     *pgx.Conn
+	isLost   bool
+	position event.Position
+}
+
+// takeLead waits until this instance is the one to run the projection.
+func takeLead(ctx context.Context, pool *pgxpool.Pool, p Projection) (*lead, error) {
+	conn, err := connect(ctx, pool, map[string]string{
+		"search_path":        pgx.Identifier{p.Name}.Sanitize(),
+		"synchronous_commit": "off", // a page that a crash of the server loses, it loses with its checkpoint; it is applied again
+		"application_name":   "musique projection " + p.Name,
+	})
+	if err != nil {
+		return nil, err
+	}
+	l := &lead{projection: p, conn: conn, lost: make(chan struct{})}
+	for {
+		led, err := l.try(ctx)
+		if err != nil {
+			disconnect(conn)
+			return nil, err
+		}
+		if led {
+			return l, nil
+		}
+		select {
+		case <-time.After(standbyEvery/2 + rand.N(standbyEvery)):
+		case <-ctx.Done():
+			disconnect(conn)
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// try asks for the lock and, with it, reads where the projection is.
+func (l *lead) try(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	var led bool
+	if err := l.conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1, hashtext($2))", leadLockClass, l.projection.Name).Scan(&led); err != nil || !led {
+		return false, err
+	}
+	const begin = `
+		INSERT INTO projections.checkpoint AS c (projection) VALUES ($1)
+		ON CONFLICT (projection) DO UPDATE SET caught_up = false
+		RETURNING commit_position, prepare_position`
+	return true, l.conn.QueryRow(ctx, begin, l.projection.Name).Scan(&l.position.Commit, &l.position.Prepare)
+}
+
+// at is where the projection is.
+func (l *lead) at() event.Position {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.position
+}
+
+// close gives up the lead.
+func (l *lead) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lose()
+	disconnect(l.conn)
+}
+
+func (l *lead) lose() {
+	if !l.isLost {
+		l.isLost = true
+		close(l.lost)
+	}
+}
+
+// apply writes a page. Where that fails and the connection still works, it writes what stands before the event that cannot be applied, and tells which
+// one that is. It returns how many events it wrote.
+func (l *lead) apply(ctx context.Context, page eventstore.Page) (applied int, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isLost {
+		return 0, errLeadLost
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	err = l.write(ctx, page)
+	if err == nil {
+		return len(page.Events), nil
+	}
+	for _, e := range page.Events {
+		if l.conn.IsClosed() || ctx.Err() != nil {
+			break
+		}
+		if err = l.write(ctx, eventstore.Page{Events: []event.Recorded{e}, Through: e.Position}); err != nil {
+			err = fmt.Errorf("event %s (%s %d@%s): %w", e.ID, e.Type, e.Revision, e.Stream, err)
+			break
+		}
+		applied++
+	}
+	if err == nil { // one by one they work: only their position together is missing
+		err = l.write(ctx, eventstore.Page{Through: page.Through})
+	}
+	if l.conn.IsClosed() {
+		l.lose()
+	} else if err != nil && ctx.Err() == nil {
+		l.note(ctx, "UPDATE projections.checkpoint SET error = $2, failing_since = coalesce(failing_since, now()) WHERE projection = $1",
+			l.projection.Name, truncated(err.Error()))
+	}
+	return applied, err
+}
+
+// write is the one place where rows are written: rows, checkpoint and notification in one round trip, which is one transaction.
+func (l *lead) write(ctx context.Context, page eventstore.Page) error {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	for len(page.Events) > 0 && !l.position.Before(page.Events[0].Position) {
+		page.Events = page.Events[1:] // written already
+	}
+	if !l.position.Before(page.Through) {
+		return nil
+	}
+	batch := &pgx.Batch{} // without statements that begin or end one, a batch is one transaction
+	if len(page.Events) > 0 {
+		if err := l.projection.Apply(batch, page.Events); err != nil {
+			return err
+		}
+	}
+	batch.Queue("SELECT projections.advance($1, $2, $3, $4, $5)", l.projection.Name,
+		int64(l.position.Commit), int64(l.position.Prepare), int64(page.Through.Commit), int64(page.Through.Prepare))
+	if err := l.conn.SendBatch(ctx, batch).Close(); err != nil {
+		if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == checkpointMoved {
+			disconnect(l.conn) // somebody else moved it, a restored backup or an operator: begin again from where it is
+		}
+		return err
+	}
+	l.position = page.Through
+	return nil
+}
+
+// caughtUp notes for operators that the projection went live.
+func (l *lead) caughtUp(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isLost {
+		return errLeadLost
+	}
+	return l.note(ctx, "UPDATE projections.checkpoint SET caught_up = true WHERE projection = $1 AND NOT caught_up", l.projection.Name)
+}
+
+func (l *lead) note(ctx context.Context, statement string, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
+	defer cancel()
+	_, err := l.conn.Exec(ctx, statement, args...)
+	if l.conn.IsClosed() {
+		l.lose()
+	}
+	return err
+}
+
+// check finds out whether the connection still lives, unless it is at work.
+func (l *lead) check(ctx context.Context) {
+	if !l.mu.TryLock() {
+		return
+	}
+	defer l.mu.Unlock()
+	_ = l.note(ctx, "SELECT 1") // what matters is whether it closed the connection
+}
+
+func truncated(text string) string {
+	if len(text) > maxErrorBytes {
+		return strings.ToValidUTF8(text[:maxErrorBytes], "") + "…"
+	}
+	return text
+}

@@ -1,0 +1,117 @@
+// Package projections keeps the read models in step with the event store and answers what others ask them. A read model is a PostgreSQL schema
+// that follows from the order of the events alone; each has a folder with its tables, its events → rows, and its queries.
+package projections
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/postgres"
+	"github.com/musique/musique/projections/audiolibrary"
+	"github.com/musique/musique/projections/locations"
+	"github.com/musique/musique/projections/sends"
+	"github.com/musique/musique/projections/tokens"
+	"github.com/musique/musique/projections/usagelogs"
+)
+
+// Projection is one read model. Its tables lie in a schema of its name, and its statements name them without it: a second version can be built in
+// another schema while the first one serves.
+type Projection struct {
+	Name string
+	// Types are the event types that it follows.
+	Types []string
+	// Migrations are the goose migrations that make its tables.
+	Migrations fs.FS
+	// Apply turns events, in order, into statements. It is a pure function: the same events give the same statements, and the same rows however
+	// they are split into pages. The statements run in one transaction. An error is an event that cannot be read.
+	Apply func(batch *pgx.Batch, events []event.Recorded) error
+}
+
+// The names of the projections, for WaitFor.
+const (
+	Tokens    = "tokens"
+	Locations = "locations"
+	Audio     = "audio"
+	Sends     = "sends"
+	Usage     = "usage"
+)
+
+// All lists the read models.
+func All() []Projection {
+	return []Projection{
+		{Tokens, tokens.Types, tokens.Migrations, tokens.Apply},
+		{Locations, locations.Types, locations.Migrations, locations.Apply},
+		{Audio, audiolibrary.Types, audiolibrary.Migrations, audiolibrary.Apply},
+		{Sends, sends.Types, sends.Migrations, sends.Apply},
+		{Usage, usagelogs.Types, usagelogs.Migrations, usagelogs.Apply},
+	}
+}
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// schemaLockClass is the first half of the advisory lock under which schemas are made; it is used for nothing else.
+const schemaLockClass = 0x6d757372
+
+// Migrate makes the tables of all read models and of what stands beside them (rate counters, presence), or brings them up to date. Any number of
+// processes may call it at the same moment.
+func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
+	if err := postgres.Migrate(ctx, pool, sub(migrations), "projections_migrations"); err != nil {
+		return err
+	}
+	for _, p := range All() {
+		if err := migrateSchema(ctx, pool, p.Name, p.Migrations); err != nil {
+			return err
+		}
+	}
+	if err := migrateSchema(ctx, pool, "counters", tokens.CounterMigrations); err != nil {
+		return err
+	}
+	return migrateSchema(ctx, pool, "presence", locations.PresenceMigrations)
+}
+
+// migrateSchema runs migrations whose statements name no schema in a schema.
+func migrateSchema(ctx context.Context, pool *pgxpool.Pool, schema string, migrations fs.FS) error {
+	if err := makeSchema(ctx, pool, schema); err != nil {
+		return fmt.Errorf("schema %s: %w", schema, err)
+	}
+	config := pool.Config()
+	config.MinConns, config.MinIdleConns = 0, 0
+	config.ConnConfig.RuntimeParams["search_path"] = schema
+	inSchema, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return fmt.Errorf("schema %s: %w", schema, err)
+	}
+	defer inSchema.Close()
+	return postgres.Migrate(ctx, inSchema, sub(migrations), schema+".migrations")
+}
+
+func makeSchema(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		// CREATE SCHEMA IF NOT EXISTS fails where two transactions run it at once.
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, hashtext($2))", schemaLockClass, schema); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+pgx.Identifier{schema}.Sanitize())
+		return err
+	})
+}
+
+// sub is the one folder in a file system of migrations.
+func sub(migrations fs.FS) fs.FS {
+	folders, err := fs.ReadDir(migrations, ".")
+	if err != nil || len(folders) != 1 {
+		panic("a file system of migrations has one folder") // it is embedded: this fails in every test or in none
+	}
+	inner, err := fs.Sub(migrations, folders[0].Name())
+	if err != nil {
+		panic(err) // only for a malformed name
+	}
+	return inner
+}

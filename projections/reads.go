@@ -1,0 +1,74 @@
+package projections
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/delivery"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/projections/locations"
+	"github.com/musique/musique/projections/readmodel"
+	"github.com/musique/musique/projections/sends"
+	"github.com/musique/musique/projections/tokens"
+)
+
+// Reads answers what commands ask the read models: it is their commands.Reads.
+type Reads struct {
+	*Positions
+	pool *pgxpool.Pool
+}
+
+var _ commands.Reads = (*Reads)(nil)
+
+// NewReads makes reads over a pool, with the positions that WaitFor asks.
+func NewReads(pool *pgxpool.Pool, positions *Positions) *Reads { return &Reads{positions, pool} }
+
+// CompanyByTokenHash finds whose company token one of the hashes is. That of a suspended company is nobody's.
+func (r *Reads) CompanyByTokenHash(ctx context.Context, hashes []string) (companyID string, found bool, err error) {
+	c, found, err := tokens.CompanyByTokenHash(ctx, r.pool, hashes)
+	return c.CompanyID, found, err
+}
+
+// TokenByHash finds a company's API token, revoked or not.
+func (r *Reads) TokenByHash(ctx context.Context, companyID string, hashes []string) (tokenID string, found bool, err error) {
+	return tokens.ByHash(ctx, r.pool, companyID, hashes)
+}
+
+// Destinations finds the locations that a send goes to, in the order of their external IDs, and the external IDs that are none.
+func (r *Reads) Destinations(ctx context.Context, companyID string, env event.Environment, targets send.Targets) (found []send.Location, unknown []string, err error) {
+	return locations.Destinations(ctx, r.pool, companyID, env, targets)
+}
+
+// PendingSends lists the sends of a piece of audio that are not finished.
+func (r *Reads) PendingSends(ctx context.Context, companyID string, env event.Environment, audioID string) (sendIDs []string, err error) {
+	return sends.Pending(ctx, r.pool, companyID, env, audioID)
+}
+
+// SendEnded reports whether every delivery of a send has ended.
+func (r *Reads) SendEnded(ctx context.Context, sendID string) (bool, error) {
+	return sends.Ended(ctx, r.pool, sendID)
+}
+
+// Delivery finds what a delivery is about.
+func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, found bool, err error) {
+	ref, _, found, err = sends.FindDelivery(ctx, r.pool, companyID, env, deliveryID)
+	return ref, found, err
+}
+
+// Quota tells what a company used in the calendar month (UTC) of a time.
+func (r *Reads) Quota(ctx context.Context, companyID string, env event.Environment, month time.Time) (used commands.Used, err error) {
+	const query = `SELECT
+		coalesce((SELECT sends FROM sends.accepted WHERE company_id = $1 AND environment = $2 AND month = $3), 0),
+		coalesce((SELECT uploads FROM audio.uploads WHERE company_id = $1 AND environment = $2 AND month = $3), 0),
+		coalesce((SELECT bytes FROM audio.storage WHERE company_id = $1 AND environment = $2), 0)`
+	err = r.pool.QueryRow(ctx, query, companyID, env, readmodel.Month(month)).Scan(&used.Sends, &used.Uploads, &used.StorageBytes)
+	if err != nil {
+		return commands.Used{}, fmt.Errorf("read the quotas: %w", err)
+	}
+	return used, nil
+}

@@ -1,0 +1,179 @@
+package sends
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/domain/delivery"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/projections/readmodel"
+)
+
+// Send is a send as its owner sees it.
+type Send struct {
+	SendID string
+	send.Terms
+	// Status is `scheduled`, `queued`, `sent`, `failed` or `cancelled`.
+	Status string
+	// ScheduleAt is nil for a send that was not scheduled.
+	ScheduleAt  *time.Time
+	LocalTime   string
+	Total       int
+	Counts      Counts
+	CreatedAt   time.Time
+	CancelledAt *time.Time
+	position    int64
+}
+
+// Counts tells how many of a send's deliveries are where.
+type Counts struct {
+	Scheduled, Queued, Delivered, Playing, Played, Failed, Expired, Cancelled int
+}
+
+const selection = `
+	SELECT send_id, audio_id, priority, repeat, volume, expires_in, single, status, schedule_at, local_time, total, created_at, cancelled_at, position,
+		scheduled, queued, delivered, playing, played, failed, expired, cancelled
+	FROM sends.send WHERE sealed AND company_id = $1 AND environment = $2`
+
+func scan(row pgx.CollectableRow) (s Send, err error) {
+	c := &s.Counts
+	err = row.Scan(&s.SendID, &s.AudioID, &s.Priority, &s.Repeat, &s.Volume, &s.ExpiresIn, &s.Single, &s.Status, &s.ScheduleAt, &s.LocalTime, &s.Total, &s.CreatedAt,
+		&s.CancelledAt, &s.position, &c.Scheduled, &c.Queued, &c.Delivered, &c.Playing, &c.Played, &c.Failed, &c.Expired, &c.Cancelled)
+	return s, err
+}
+
+// Get finds a send. Errors: NotFound, also for another company's.
+func Get(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, sendID string) (Send, error) {
+	rows, _ := pool.Query(ctx, selection+` AND send_id = $3`, companyID, env, sendID) // an error shows in rows
+	s, err := pgx.CollectExactlyOneRow(rows, scan)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Send{}, send.NotFound()
+	}
+	if err != nil {
+		return Send{}, fmt.Errorf("get a send: %w", err)
+	}
+	return s, nil
+}
+
+// Filter says which sends a list shows; the zero Filter is all.
+type Filter struct {
+	Status  string
+	AudioID string
+}
+
+const (
+	listed           = 's'
+	listedDeliveries = 'd'
+)
+
+// List gives sends, newest first, from a cursor on ("" is the beginning). Next is empty on the last page. The error for a cursor that is none is
+// InvalidFormat.
+func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, f Filter, cursor string, limit int) (sends []Send, next string, err error) {
+	from, err := readmodel.ParseCursor(cursor, listed, 1)
+	if err != nil {
+		return nil, "", err
+	}
+	const query = selection + `
+		AND ($3::bigint IS NULL OR position < $3)
+		AND ($4 = '' OR status = $4)
+		AND ($5 = '' OR audio_id = $5)
+		ORDER BY position DESC LIMIT $6`
+	rows, _ := pool.Query(ctx, query, companyID, env, from.Key(0), f.Status, f.AudioID, limit+1)
+	found, err := pgx.CollectRows(rows, scan)
+	if err != nil {
+		return nil, "", fmt.Errorf("list sends: %w", err)
+	}
+	sends, next = readmodel.Next(listed, found, limit, func(s Send) []uint64 { return []uint64{uint64(s.position)} })
+	return sends, next, nil
+}
+
+// Delivery is a send at one location.
+type Delivery struct {
+	SendID     string
+	ExternalID string
+	UserID     int64
+	// Status is one of package delivery, or `scheduled` before the audio goes out.
+	Status string
+	// PlayAt is when it is due; nil is as soon as its priority allows.
+	PlayAt    *time.Time
+	ExpiresAt *time.Time
+	// When it took which status; nil for those that it did not take.
+	QueuedAt, DeliveredAt, PlayingAt, EndedAt *time.Time
+	// Reason tells why it failed, expired or was cancelled.
+	Reason *string
+}
+
+// DeliveryID names the delivery.
+func (d Delivery) DeliveryID() string { return delivery.ID(d.SendID, d.UserID) }
+
+const deliveryColumns = `d.send_id, d.external_id, d.user_id, d.status, d.play_at, d.expires_at, d.queued_at, d.delivered_at, d.playing_at, d.ended_at, d.reason`
+
+// Deliveries gives a send's deliveries, in the order of their user IDs, from a cursor on ("" is the beginning); status filters them unless it is "". Next is
+// empty on the last page. Errors: NotFound, InvalidFormat for a cursor that is none.
+func Deliveries(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, sendID, status, cursor string, limit int) (deliveries []Delivery, next string, err error) {
+	from, err := readmodel.ParseCursor(cursor, listedDeliveries, 1)
+	if err != nil {
+		return nil, "", err
+	}
+	if _, err := Get(ctx, pool, companyID, env, sendID); err != nil {
+		return nil, "", err
+	}
+	const query = `SELECT ` + deliveryColumns + ` FROM sends.delivery d
+		WHERE d.send_id = $1 AND ($2::bigint IS NULL OR d.user_id > $2) AND ($3 = '' OR d.status = $3)
+		ORDER BY d.user_id LIMIT $4`
+	rows, _ := pool.Query(ctx, query, sendID, from.Key(0), status, limit+1)
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Delivery])
+	if err != nil {
+		return nil, "", fmt.Errorf("list deliveries: %w", err)
+	}
+	deliveries, next = readmodel.Next(listedDeliveries, found, limit, func(d Delivery) []uint64 { return []uint64{uint64(d.UserID)} })
+	return deliveries, next, nil
+}
+
+// FindDelivery finds a company's delivery, and what its events say of it.
+func FindDelivery(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, d Delivery, found bool, err error) {
+	sendID, userID, ok := delivery.ParseID(deliveryID)
+	if !ok {
+		return delivery.Ref{}, Delivery{}, false, nil
+	}
+	const query = `SELECT s.audio_id, ` + deliveryColumns + `
+		FROM sends.delivery d JOIN sends.send s ON s.send_id = d.send_id
+		WHERE d.send_id = $1 AND d.user_id = $2 AND s.company_id = $3 AND s.environment = $4 AND s.sealed`
+	err = pool.QueryRow(ctx, query, sendID, userID, companyID, env).Scan(&ref.AudioID, &d.SendID, &d.ExternalID, &d.UserID, &d.Status, &d.PlayAt, &d.ExpiresAt,
+		&d.QueuedAt, &d.DeliveredAt, &d.PlayingAt, &d.EndedAt, &d.Reason)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return delivery.Ref{}, Delivery{}, false, nil
+	}
+	if err != nil {
+		return delivery.Ref{}, Delivery{}, false, fmt.Errorf("find a delivery: %w", err)
+	}
+	ref.DeliveryID, ref.SendID, ref.ExternalID, ref.UserID = deliveryID, sendID, d.ExternalID, userID
+	return ref, d, true, nil
+}
+
+// Pending lists the sends of a piece of audio that are not finished, oldest first; one that is still being written is one of them.
+func Pending(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, audioID string) ([]string, error) {
+	const query = `SELECT send_id FROM sends.send
+		WHERE audio_id = $1 AND company_id = $2 AND environment = $3 AND status IN ('scheduled', 'queued') ORDER BY position`
+	rows, _ := pool.Query(ctx, query, audioID, companyID, env)
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("find pending sends: %w", err)
+	}
+	return ids, nil
+}
+
+// Ended reports whether every delivery of a send has ended; false for a send that is not there.
+func Ended(ctx context.Context, pool *pgxpool.Pool, sendID string) (ended bool, err error) {
+	const query = `SELECT coalesce((SELECT played + failed + expired + cancelled >= total FROM sends.send WHERE send_id = $1), false)`
+	if err := pool.QueryRow(ctx, query, sendID).Scan(&ended); err != nil {
+		return false, fmt.Errorf("find out whether a send ended: %w", err)
+	}
+	return ended, nil
+}

@@ -1,0 +1,313 @@
+package sends
+
+import (
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/musique/musique/domain/delivery"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/projections/readmodel"
+)
+
+// scheduled is the status of a destination that the audio did not go to yet; the others are those of package delivery.
+const scheduled = "scheduled"
+
+// The ranks of the statuses: a delivery takes a status of a higher rank only.
+const (
+	rankScheduled = iota
+	rankQueued
+	rankDelivered
+	rankPlaying
+	rankEnded
+)
+
+// run folds consecutive events about deliveries. Folding and then writing gives the rows that writing one by one gives: of each moment the first is
+// kept, and of the statuses the first of the highest rank.
+type run struct {
+	sends      []newSend // in the order as first met
+	known      map[string]int
+	deliveries []*change // in the order as first met
+	at         map[key]*change
+}
+
+type key struct {
+	sendID string
+	userID int64
+}
+
+// newSend is a send as the first of its events in the run tells it.
+type newSend struct {
+	id         string
+	terms      send.Terms
+	metadata   event.Metadata
+	position   event.Position
+	scheduleAt *time.Time
+	localTime  string
+	total      int
+	sealed     bool       // it is accepted with this event
+	partsAt    *time.Time // when the newest part in the run was written
+}
+
+// change is what a run does to one delivery.
+type change struct {
+	key
+	planned    bool // the run has the event that makes the row
+	externalID string
+	playAt     *time.Time
+	expiresAt  *time.Time
+
+	status                            string
+	rank                              int
+	queued, delivered, playing, ended *time.Time
+	reason                            *string
+}
+
+func newRun() *run { return &run{known: map[string]int{}, at: map[key]*change{}} }
+
+// take folds an event, unless it is about a send as a whole.
+func (r *run) take(e event.Recorded) (taken bool, err error) {
+	switch e.Type {
+	case send.Scheduled{}.EventType():
+		p, err := readmodel.Decode[send.Scheduled](e)
+		if err != nil {
+			return false, err
+		}
+		r.send(newSend{id: p.SendID, terms: p.Terms, metadata: e.Metadata, position: e.Position, scheduleAt: &p.ScheduleAt, localTime: p.LocalTime, total: p.Total, sealed: !p.Unsealed})
+		for i := range p.Destinations {
+			d := &p.Destinations[i]
+			c := r.of(p.SendID, d.UserID)
+			c.plan(d.ExternalID, &d.PlayAt, nil)
+			c.reach(scheduled, rankScheduled, "")
+		}
+	case send.AudioSent{}.EventType():
+		p, err := readmodel.Decode[send.AudioSent](e)
+		if err != nil {
+			return false, err
+		}
+		r.send(newSend{id: p.SendID, terms: p.Terms, metadata: e.Metadata, position: e.Position, total: p.Total, sealed: !p.Unsealed})
+		c := r.of(p.SendID, p.UserID)
+		c.plan(p.ExternalID, p.PlayAt, &p.ExpiresAt)
+		c.reach(string(delivery.StatusQueued), rankQueued, "")
+		first(&c.queued, e.Metadata.Time)
+	case delivery.Delivered{}.EventType():
+		p, err := readmodel.Decode[delivery.Delivered](e)
+		if err != nil {
+			return false, err
+		}
+		c := r.of(p.SendID, p.UserID)
+		c.reach(string(delivery.StatusDelivered), rankDelivered, "")
+		first(&c.delivered, p.At)
+	case delivery.PlaybackStarted{}.EventType():
+		p, err := readmodel.Decode[delivery.PlaybackStarted](e)
+		if err != nil {
+			return false, err
+		}
+		c := r.of(p.SendID, p.UserID)
+		c.reach(string(delivery.StatusPlaying), rankPlaying, "")
+		first(&c.playing, p.At)
+	case delivery.Played{}.EventType():
+		p, err := readmodel.Decode[delivery.Played](e)
+		if err != nil {
+			return false, err
+		}
+		r.end(p.Ref, delivery.StatusPlayed, p.At, "")
+	case delivery.Failed{}.EventType():
+		p, err := readmodel.Decode[delivery.Failed](e)
+		if err != nil {
+			return false, err
+		}
+		r.end(p.Ref, delivery.StatusFailed, p.At, p.Reason)
+	case delivery.Expired{}.EventType():
+		p, err := readmodel.Decode[delivery.Expired](e)
+		if err != nil {
+			return false, err
+		}
+		r.end(p.Ref, delivery.StatusExpired, p.At, "it was not played in time")
+	case delivery.Cancelled{}.EventType():
+		p, err := readmodel.Decode[delivery.Cancelled](e)
+		if err != nil {
+			return false, err
+		}
+		r.end(p.Ref, delivery.StatusCancelled, p.At, p.Reason)
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+func (r *run) send(s newSend) {
+	at, ok := r.known[s.id]
+	if !ok {
+		at = len(r.sends)
+		r.known[s.id] = at
+		r.sends = append(r.sends, s)
+	}
+	known := &r.sends[at]
+	if written := s.metadata.Time; !s.sealed && (known.partsAt == nil || known.partsAt.Before(written)) {
+		known.partsAt = &written
+	}
+}
+
+func (r *run) of(sendID string, userID int64) *change {
+	k := key{sendID, userID}
+	c, ok := r.at[k]
+	if !ok {
+		c = &change{key: k, rank: -1}
+		r.at[k] = c
+		r.deliveries = append(r.deliveries, c)
+	}
+	return c
+}
+
+func (r *run) end(ref delivery.Ref, status delivery.Status, at time.Time, reason string) {
+	c := r.of(ref.SendID, ref.UserID)
+	c.reach(string(status), rankEnded, reason)
+	first(&c.ended, at)
+}
+
+func (c *change) plan(externalID string, playAt, expiresAt *time.Time) {
+	c.planned, c.externalID = true, externalID
+	if playAt != nil {
+		c.playAt = playAt
+	}
+	if expiresAt != nil {
+		c.expiresAt = expiresAt
+	}
+}
+
+func (c *change) reach(status string, rank int, reason string) {
+	if rank <= c.rank {
+		return
+	}
+	c.status, c.rank = status, rank
+	if reason != "" {
+		c.reason = &reason
+	}
+}
+
+func first(at **time.Time, t time.Time) {
+	if *at == nil {
+		*at = &t
+	}
+}
+
+// write queues the run's statements.
+func (r *run) write(batch *pgx.Batch) {
+	for _, s := range r.sends {
+		s.write(batch)
+	}
+	var made, moved changes
+	for _, c := range r.deliveries {
+		if c.planned {
+			made.add(c)
+		} else {
+			moved.add(c)
+		}
+	}
+	made.queue(batch, makeDeliveries)
+	moved.queue(batch, moveDeliveries)
+}
+
+func (s newSend) write(batch *pgx.Batch) {
+	// A send that is accepted with its first event counts with it.
+	const insert = `
+		WITH made AS (
+			INSERT INTO send (send_id, company_id, environment, audio_id, priority, repeat, volume, expires_in, single, schedule_at, local_time, total, created_at, sealed, position)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+			ON CONFLICT (send_id) DO NOTHING
+			RETURNING company_id, environment, sealed
+		)
+		INSERT INTO accepted AS a (company_id, environment, month, sends) SELECT company_id, environment, $16, 1 FROM made WHERE sealed
+		ON CONFLICT (company_id, environment, month) DO UPDATE SET sends = a.sends + 1`
+	m := s.metadata
+	batch.Queue(insert, s.id, m.CompanyID, m.Environment, s.terms.AudioID, s.terms.Priority, s.terms.Repeat, s.terms.Volume, s.terms.ExpiresIn, s.terms.Single,
+		s.scheduleAt, s.localTime, s.total, m.Time, s.sealed, int64(s.position.Commit), readmodel.Month(m.Time))
+	if s.partsAt != nil {
+		batch.Queue(`UPDATE send SET parts_at = greatest(parts_at, $2) WHERE send_id = $1`, s.id, s.partsAt)
+	}
+}
+
+// changes are many changes, column by column, as unnest takes them.
+type changes struct {
+	sendIDs, externalIDs, statuses                         []string
+	userIDs                                                []int64
+	ranks                                                  []int16
+	playAt, expiresAt, queued, delivered, playing, endedAt []*time.Time
+	reasons                                                []*string
+}
+
+func (cs *changes) add(c *change) {
+	cs.sendIDs, cs.userIDs, cs.externalIDs = append(cs.sendIDs, c.sendID), append(cs.userIDs, c.userID), append(cs.externalIDs, c.externalID)
+	cs.statuses, cs.ranks = append(cs.statuses, c.status), append(cs.ranks, int16(c.rank))
+	cs.playAt, cs.expiresAt = append(cs.playAt, c.playAt), append(cs.expiresAt, c.expiresAt)
+	cs.queued, cs.delivered, cs.playing = append(cs.queued, c.queued), append(cs.delivered, c.delivered), append(cs.playing, c.playing)
+	cs.endedAt, cs.reasons = append(cs.endedAt, c.ended), append(cs.reasons, c.reason)
+}
+
+func (cs *changes) queue(batch *pgx.Batch, statement string) {
+	if len(cs.sendIDs) > 0 {
+		batch.Queue(statement, cs.sendIDs, cs.userIDs, cs.externalIDs, cs.statuses, cs.ranks, cs.playAt, cs.expiresAt, cs.queued, cs.delivered, cs.playing, cs.endedAt, cs.reasons)
+	}
+}
+
+// The two statements that write deliveries differ in the middle: the rows are made, or moved on; both keep the counts of their sends. A statement sees
+// the tables as they were before it, so `before` has the old status.
+const (
+	makeDeliveries = theChanges + `
+		INSERT INTO delivery AS d (send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason)
+		SELECT send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason FROM v
+		ON CONFLICT (send_id, user_id) DO UPDATE SET
+			status = CASE WHEN excluded.rank > d.rank THEN excluded.status ELSE d.status END,
+			reason = CASE WHEN excluded.rank > d.rank THEN excluded.reason ELSE d.reason END,
+			rank = greatest(d.rank, excluded.rank),
+			play_at = coalesce(excluded.play_at, d.play_at),
+			expires_at = coalesce(excluded.expires_at, d.expires_at),
+			queued_at = coalesce(d.queued_at, excluded.queued_at),
+			delivered_at = coalesce(d.delivered_at, excluded.delivered_at),
+			playing_at = coalesce(d.playing_at, excluded.playing_at),
+			ended_at = coalesce(d.ended_at, excluded.ended_at)
+		` + theCounts
+
+	moveDeliveries = theChanges + `
+		UPDATE delivery d SET
+			status = CASE WHEN v.rank > d.rank THEN v.status ELSE d.status END,
+			reason = CASE WHEN v.rank > d.rank THEN v.reason ELSE d.reason END,
+			rank = greatest(d.rank, v.rank),
+			delivered_at = coalesce(d.delivered_at, v.delivered_at),
+			playing_at = coalesce(d.playing_at, v.playing_at),
+			ended_at = coalesce(d.ended_at, v.ended_at)
+		FROM v WHERE d.send_id = v.send_id AND d.user_id = v.user_id
+		` + theCounts
+
+	theChanges = `
+		WITH v AS (
+			SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[],
+				$9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::text[])
+				AS v (send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason)
+		), before AS (
+			SELECT d.send_id, d.user_id, d.status FROM v JOIN delivery d ON d.send_id = v.send_id AND d.user_id = v.user_id
+		), after AS (`
+
+	theCounts = `
+			RETURNING d.send_id, d.user_id, d.status
+		), counts AS (
+			SELECT send_id, status, sum(n) AS n
+			FROM (SELECT send_id, status, 1 AS n FROM after UNION ALL SELECT send_id, status, -1 FROM before) c
+			GROUP BY send_id, status
+		), moved AS (
+			SELECT send_id,
+				sum(n) FILTER (WHERE status = 'scheduled') AS scheduled, sum(n) FILTER (WHERE status = 'queued') AS queued,
+				sum(n) FILTER (WHERE status = 'delivered') AS delivered, sum(n) FILTER (WHERE status = 'playing') AS playing,
+				sum(n) FILTER (WHERE status = 'played') AS played, sum(n) FILTER (WHERE status = 'failed') AS failed,
+				sum(n) FILTER (WHERE status = 'expired') AS expired, sum(n) FILTER (WHERE status = 'cancelled') AS cancelled
+			FROM counts GROUP BY send_id
+		)
+		UPDATE send s SET
+			scheduled = s.scheduled + coalesce(m.scheduled, 0), queued = s.queued + coalesce(m.queued, 0),
+			delivered = s.delivered + coalesce(m.delivered, 0), playing = s.playing + coalesce(m.playing, 0),
+			played = s.played + coalesce(m.played, 0), failed = s.failed + coalesce(m.failed, 0),
+			expired = s.expired + coalesce(m.expired, 0), cancelled = s.cancelled + coalesce(m.cancelled, 0)
+		FROM moved m WHERE s.send_id = m.send_id`
+)

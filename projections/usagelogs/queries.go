@@ -1,0 +1,100 @@
+package usagelogs
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/projections/readmodel"
+)
+
+// Retention is how long requests are shown.
+const Retention = 90 * 24 * time.Hour
+
+// Request is one API request as it was answered.
+type Request struct {
+	eventID    uuid.UUID
+	RequestID  string
+	Timestamp  time.Time
+	Method     string
+	Path       string
+	Endpoint   string
+	Status     int
+	DurationMs int64
+	ExternalID string
+	TokenID    string
+	IP         string
+	UserAgent  string
+	// ErrorCode is empty for a request that succeeded.
+	ErrorCode string
+}
+
+// Filter says which requests a list shows; the zero Filter is all.
+type Filter struct {
+	// Start and End bound the time, Start included and End not.
+	Start, End *time.Time
+	Endpoint   string
+	Method     string
+	// StatusFrom and StatusTo bound the status, both included: 404 and 404, or 400 and 499. 0 and 0 is all.
+	StatusFrom, StatusTo int
+	ExternalID           string
+	RequestID            string
+}
+
+const listed = 'u'
+
+// List gives a company's requests of the last 90 days, newest first, from a cursor on ("" is the beginning). Next is empty on the last page. The error
+// for a cursor that is none is InvalidFormat.
+func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, f Filter, cursor string, limit int, now time.Time) (requests []Request, next string, err error) {
+	from, err := readmodel.ParseCursor(cursor, listed, 3)
+	if err != nil {
+		return nil, "", err
+	}
+	start := now.Add(-Retention)
+	if f.Start != nil && f.Start.After(start) {
+		start = *f.Start
+	}
+	if f.StatusTo == 0 {
+		f.StatusTo = f.StatusFrom
+	}
+	var beforeTime *time.Time
+	var beforeID *uuid.UUID
+	if len(from.Keys) == 3 {
+		at, id := time.UnixMicro(int64(from.Keys[0])).UTC(), uuid.UUID{}
+		binary.BigEndian.PutUint64(id[:8], from.Keys[1])
+		binary.BigEndian.PutUint64(id[8:], from.Keys[2])
+		beforeTime, beforeID = &at, &id
+	}
+	const query = `
+		SELECT event_id, request_id, at, method, path, endpoint, status, duration_ms, external_id, token_id, ip, user_agent, error_code
+		FROM usage.request
+		WHERE company_id = $1 AND environment = $2 AND at >= $3
+			AND ($4::timestamptz IS NULL OR at < $4)
+			AND ($5::timestamptz IS NULL OR (at <= $5 AND (at, event_id) < ($5, $6::uuid)))
+			AND ($7 = '' OR endpoint = $7)
+			AND ($8 = '' OR method = $8)
+			AND ($9 = 0 OR status BETWEEN $9 AND $10)
+			AND ($11 = '' OR external_id = $11)
+			AND ($12 = '' OR request_id = $12)
+		ORDER BY at DESC, event_id DESC LIMIT $13`
+	rows, _ := pool.Query(ctx, query, companyID, env, start, f.End, beforeTime, beforeID, f.Endpoint, f.Method, f.StatusFrom, f.StatusTo, f.ExternalID, f.RequestID, limit+1) // an error shows in rows
+	found, err := pgx.CollectRows(rows, scan)
+	if err != nil {
+		return nil, "", fmt.Errorf("list requests: %w", err)
+	}
+	requests, next = readmodel.Next(listed, found, limit, func(r Request) []uint64 {
+		return []uint64{uint64(r.Timestamp.UnixMicro()), binary.BigEndian.Uint64(r.eventID[:8]), binary.BigEndian.Uint64(r.eventID[8:])}
+	})
+	return requests, next, nil
+}
+
+func scan(row pgx.CollectableRow) (r Request, err error) {
+	err = row.Scan(&r.eventID, &r.RequestID, &r.Timestamp, &r.Method, &r.Path, &r.Endpoint, &r.Status, &r.DurationMs, &r.ExternalID, &r.TokenID, &r.IP, &r.UserAgent, &r.ErrorCode)
+	return r, err
+}
