@@ -60,6 +60,11 @@ func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Enviro
 	return ref, found, err
 }
 
+// OpenDeliveries lists the deliveries at a location that have not ended.
+func (r *Reads) OpenDeliveries(ctx context.Context, companyID string, env event.Environment, userID int64) ([]delivery.Ref, error) {
+	return sends.OpenAt(ctx, r.pool, companyID, env, userID)
+}
+
 // Quota tells what a company used in the calendar month (UTC) of a time.
 func (r *Reads) Quota(ctx context.Context, companyID string, env event.Environment, month time.Time) (used commands.Used, err error) {
 	const query = `SELECT

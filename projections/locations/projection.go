@@ -107,8 +107,8 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 		if err != nil {
 			return err
 		}
-		batch.Queue(`INSERT INTO device (device_id, company_id, environment, user_id, name, created_at, position) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-			p.DeviceID, p.CompanyID, env, p.UserID, p.Name, e.Metadata.Time, int64(e.Position.Commit))
+		batch.Queue(`INSERT INTO device (device_id, company_id, environment, user_id, external_id, name, hash, created_at, position) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+			p.DeviceID, p.CompanyID, env, p.UserID, p.ExternalID, p.Name, p.Hash, e.Metadata.Time, int64(e.Position.Commit))
 	case location.DeviceRevoked{}.EventType():
 		p, err := readmodel.Decode[location.DeviceRevoked](e)
 		if err != nil {

@@ -66,7 +66,6 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 			INSERT INTO accepted AS a (company_id, environment, month, sends) SELECT company_id, environment, $2, 1 FROM accepted_now
 			ON CONFLICT (company_id, environment, month) DO UPDATE SET sends = a.sends + 1`
 		batch.Queue(accept, p.SendID, readmodel.Month(e.Metadata.Time))
-		batch.Queue(`UPDATE send SET parts_at = NULL WHERE send_id = $1`, p.SendID)
 	case send.BroadcastAbandoned{}.EventType():
 		p, err := readmodel.Decode[send.BroadcastAbandoned](e)
 		if err != nil {

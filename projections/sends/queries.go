@@ -177,3 +177,20 @@ func Ended(ctx context.Context, pool *pgxpool.Pool, sendID string) (ended bool, 
 	}
 	return ended, nil
 }
+
+// OpenAt lists a location's deliveries that have not ended, those that did not go out yet too, the oldest send first.
+func OpenAt(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, userID int64) ([]delivery.Ref, error) {
+	const query = `SELECT d.send_id, s.audio_id, d.external_id FROM sends.delivery d JOIN sends.send s ON s.send_id = d.send_id
+		WHERE d.user_id = $3 AND d.status IN ('scheduled', 'queued', 'delivered', 'playing') AND s.company_id = $1 AND s.environment = $2
+		ORDER BY s.position`
+	rows, _ := pool.Query(ctx, query, companyID, env, userID)
+	refs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r delivery.Ref, err error) {
+		err = row.Scan(&r.SendID, &r.AudioID, &r.ExternalID)
+		r.UserID, r.DeliveryID = userID, delivery.ID(r.SendID, userID)
+		return r, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find a location's open deliveries: %w", err)
+	}
+	return refs, nil
+}

@@ -27,7 +27,7 @@ const (
 // kept, and of the statuses the first of the highest rank.
 type run struct {
 	sends      []newSend // in the order as first met
-	known      map[string]int
+	known      map[string]bool
 	deliveries []*change // in the order as first met
 	at         map[key]*change
 }
@@ -46,8 +46,7 @@ type newSend struct {
 	scheduleAt *time.Time
 	localTime  string
 	total      int
-	sealed     bool       // it is accepted with this event
-	partsAt    *time.Time // when the newest part in the run was written
+	sealed     bool // it is accepted with this event
 }
 
 // change is what a run does to one delivery.
@@ -64,7 +63,7 @@ type change struct {
 	reason                            *string
 }
 
-func newRun() *run { return &run{known: map[string]int{}, at: map[key]*change{}} }
+func newRun() *run { return &run{known: map[string]bool{}, at: map[key]*change{}} }
 
 // take folds an event, unless it is about a send as a whole.
 func (r *run) take(e event.Recorded) (taken bool, err error) {
@@ -138,15 +137,9 @@ func (r *run) take(e event.Recorded) (taken bool, err error) {
 }
 
 func (r *run) send(s newSend) {
-	at, ok := r.known[s.id]
-	if !ok {
-		at = len(r.sends)
-		r.known[s.id] = at
+	if !r.known[s.id] {
+		r.known[s.id] = true
 		r.sends = append(r.sends, s)
-	}
-	known := &r.sends[at]
-	if written := s.metadata.Time; !s.sealed && (known.partsAt == nil || known.partsAt.Before(written)) {
-		known.partsAt = &written
 	}
 }
 
@@ -224,9 +217,6 @@ func (s newSend) write(batch *pgx.Batch) {
 	m := s.metadata
 	batch.Queue(insert, s.id, m.CompanyID, m.Environment, s.terms.AudioID, s.terms.Priority, s.terms.Repeat, s.terms.Volume, s.terms.ExpiresIn, s.terms.Single,
 		s.scheduleAt, s.localTime, s.total, m.Time, s.sealed, int64(s.position.Commit), readmodel.Month(m.Time))
-	if s.partsAt != nil {
-		batch.Queue(`UPDATE send SET parts_at = greatest(parts_at, $2) WHERE send_id = $1`, s.id, s.partsAt)
-	}
 }
 
 // changes are many changes, column by column, as unnest takes them.

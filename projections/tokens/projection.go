@@ -1,4 +1,4 @@
-// Package tokens is the read model of who may call: companies, their tokens, their players' devices; and, beside it, what tokens used of their limits.
+// Package tokens is the read model of who may call: companies and their tokens; and, beside it, what tokens used of their limits.
 package tokens
 
 import (
@@ -8,7 +8,6 @@ import (
 
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
-	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/token"
 	"github.com/musique/musique/projections/readmodel"
 )
@@ -31,9 +30,6 @@ var Types = []string{
 	company.Suspended{}.EventType(),
 	token.Issued{}.EventType(),
 	token.Revoked{}.EventType(),
-	location.DeviceEnrolled{}.EventType(),
-	location.DeviceRevoked{}.EventType(),
-	location.Removed{}.EventType(),
 }
 
 // Apply turns events into statements.
@@ -93,25 +89,6 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 			return err
 		}
 		batch.Queue(`UPDATE token SET revoked_at = coalesce(revoked_at, $2) WHERE token_id = $1`, p.TokenID, e.Metadata.Time)
-	case location.DeviceEnrolled{}.EventType():
-		p, err := readmodel.Decode[location.DeviceEnrolled](e)
-		if err != nil {
-			return err
-		}
-		batch.Queue(`INSERT INTO device (device_id, company_id, environment, external_id, user_id, hash) VALUES ($1, $2, $3, $4, $5, $6)`,
-			p.DeviceID, p.CompanyID, e.Metadata.Environment, p.ExternalID, p.UserID, p.Hash)
-	case location.DeviceRevoked{}.EventType():
-		p, err := readmodel.Decode[location.DeviceRevoked](e)
-		if err != nil {
-			return err
-		}
-		batch.Queue(`DELETE FROM device WHERE device_id = $1`, p.DeviceID)
-	case location.Removed{}.EventType():
-		p, err := readmodel.Decode[location.Removed](e)
-		if err != nil {
-			return err
-		}
-		batch.Queue(`DELETE FROM device WHERE company_id = $1 AND environment = $2 AND user_id = $3`, p.CompanyID, e.Metadata.Environment, p.UserID)
 	}
 	return nil
 }

@@ -121,7 +121,7 @@ type Device struct {
 // AuthenticateDevice finds a device by any of its token's hashes. Errors: InvalidToken (unknown, revoked, or of a suspended company).
 func AuthenticateDevice(ctx context.Context, pool *pgxpool.Pool, hashes []string) (Device, error) {
 	const query = `SELECT d.device_id, d.company_id, d.environment, d.external_id, d.user_id
-		FROM tokens.device d JOIN tokens.company c ON c.company_id = d.company_id
+		FROM locations.device d JOIN tokens.company c ON c.company_id = d.company_id
 		WHERE d.hash = ANY($1) AND NOT c.suspended`
 	rows, _ := pool.Query(ctx, query, hashes)
 	d, found, err := one[Device](rows, "find a device")
@@ -133,7 +133,7 @@ func AuthenticateDevice(ctx context.Context, pool *pgxpool.Pool, hashes []string
 
 // ActiveDevices tells which of the devices may still sign in; a player's stream asks for its own.
 func ActiveDevices(ctx context.Context, pool *pgxpool.Pool, deviceIDs []string) (map[string]bool, error) {
-	const query = `SELECT d.device_id FROM tokens.device d JOIN tokens.company c ON c.company_id = d.company_id
+	const query = `SELECT d.device_id FROM locations.device d JOIN tokens.company c ON c.company_id = d.company_id
 		WHERE d.device_id = ANY($1) AND NOT c.suspended`
 	rows, _ := pool.Query(ctx, query, deviceIDs)
 	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])

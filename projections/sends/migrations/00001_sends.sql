@@ -15,7 +15,6 @@ CREATE TABLE send (
     created_at   timestamptz NOT NULL,
     cancelled_at timestamptz,
     sealed       boolean     NOT NULL, -- accepted: every part of it is there; others see it only then
-    parts_at     timestamptz,          -- while the parts of a large append are being written: when the newest was
     position     bigint      NOT NULL, -- of the event that made it: the order of lists
     -- how many of its deliveries are where
     scheduled    integer     NOT NULL DEFAULT 0,
@@ -38,8 +37,6 @@ CREATE TABLE send (
 ) WITH (fillfactor = 70);
 CREATE INDEX send_list ON send (company_id, environment, position);
 CREATE INDEX send_pending ON send (audio_id) WHERE status IN ('scheduled', 'queued');
-CREATE INDEX send_due ON send (schedule_at) WHERE scheduled > 0 AND cancelled_at IS NULL;
-CREATE INDEX send_parts ON send (parts_at) WHERE parts_at IS NOT NULL;
 
 CREATE TABLE delivery (
     send_id      text        NOT NULL,
@@ -56,8 +53,6 @@ CREATE TABLE delivery (
     reason       text,
     PRIMARY KEY (send_id, user_id)
 );
-CREATE INDEX delivery_due ON delivery (send_id, play_at) WHERE status = 'scheduled';
-CREATE INDEX delivery_expiry ON delivery (expires_at) WHERE status IN ('queued', 'delivered');
 CREATE INDEX delivery_open ON delivery (user_id) WHERE status IN ('scheduled', 'queued', 'delivered', 'playing');
 
 -- What counts towards the quota of a plan: the sends that were accepted in a month.

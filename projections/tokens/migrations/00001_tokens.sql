@@ -27,15 +27,3 @@ CREATE TABLE token (
 );
 CREATE INDEX token_hash ON token (hash);
 CREATE INDEX token_list ON token (company_id, environment, position);
-
--- The devices that may sign in; those that may not any more are gone.
-CREATE TABLE device (
-    device_id   text   PRIMARY KEY,
-    company_id  text   NOT NULL,
-    environment text   NOT NULL,
-    external_id text   NOT NULL,
-    user_id     bigint NOT NULL,
-    hash        text   NOT NULL
-);
-CREATE INDEX device_hash ON device (hash);
-CREATE INDEX device_location ON device (company_id, environment, user_id);
