@@ -1,0 +1,141 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/gorilla/mux"
+
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/projections/tokens"
+)
+
+// maxRequestID is the longest X-Request-Id of a caller that is kept, in characters.
+const maxRequestID = 128
+
+// call is one request on its way through the server, and what is known of it so far.
+type call struct {
+	server *Server
+	w      *responseWriter
+	r      *http.Request
+	id     string // the request ID
+	begun  time.Time
+	from   netip.Addr // the caller's address
+	route  *route     // nil for a path that is not ours
+	code   fault.Code // of the error that was answered; "" for a success
+
+	caller  tokens.Caller // the zero Caller until it is known
+	device  tokens.Device // of a player
+	windows []tokens.Window
+}
+
+// operation names what was asked for, in logs and metrics.
+func (c *call) operation() string {
+	if c.route == nil {
+		return "Unknown"
+	}
+	return c.route.operation
+}
+
+// endpoint is the route's canonical path, the same for both path families; "" for a path that is not ours.
+func (c *call) endpoint() string {
+	if c.route == nil {
+		return ""
+	}
+	return c.route.paths[0]
+}
+
+// pathVar is a variable of the route's path.
+func (c *call) pathVar(name string) string { return mux.Vars(c.r)[name] }
+
+// ctx is the request's, with its deadline.
+func (c *call) ctx() context.Context { return c.r.Context() }
+
+// requestID is the caller's own X-Request-Id if it is safe to show and to store, else a new one.
+func requestID(h http.Header) string {
+	id := h.Get("X-Request-Id")
+	if id == "" || len(id) > maxRequestID || strings.ContainsFunc(id, unsafeInID) {
+		return "req_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	}
+	return id
+}
+
+func unsafeInID(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.:=+/@", r)
+}
+
+// traceParent is the request's W3C Trace Context (https://www.w3.org/TR/trace-context/ §3.2) if it is well formed, else "".
+func traceParent(h http.Header) string {
+	v := h.Get("traceparent")
+	parts := strings.Split(v, "-")
+	if len(parts) != 4 || len(parts[0]) != 2 || len(parts[1]) != 32 || len(parts[2]) != 16 || len(parts[3]) != 2 || parts[0] == "ff" ||
+		strings.Trim(parts[1], "0") == "" || strings.Trim(parts[2], "0") == "" ||
+		strings.ContainsFunc(v, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') && r != '-' }) {
+		return ""
+	}
+	return v
+}
+
+// clientAddr is where the request came from: the last address that a trusted proxy added to X-Forwarded-For, or the connection's.
+func (s *Server) clientAddr(r *http.Request) netip.Addr {
+	if s.trustForwarded {
+		all := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+		if addr, err := netip.ParseAddr(strings.TrimSpace(all[len(all)-1])); err == nil {
+			return addr
+		}
+	}
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap()
+}
+
+// baseURL is the scheme and host that the caller reached us by.
+func (s *Server) baseURL(r *http.Request) *url.URL {
+	base := &url.URL{Scheme: "http", Host: r.Host}
+	if r.TLS != nil {
+		base.Scheme = "https"
+	}
+	if s.trustForwarded {
+		if proto := r.Header.Get("X-Forwarded-Proto"); proto == "http" || proto == "https" {
+			base.Scheme = proto
+		}
+		if host := r.Header.Get("X-Forwarded-Host"); host != "" && !strings.ContainsAny(host, "/\\?#@ ,") {
+			base.Host = host
+		}
+	}
+	return base
+}
+
+// responseWriter notes what was answered.
+type responseWriter struct {
+	http.ResponseWriter
+	wrote  bool
+	status int
+	bytes  int64
+}
+
+func (w *responseWriter) WriteHeader(status int) {
+	if !w.wrote && status >= 200 { // 1xx come before the answer
+		w.wrote, w.status = true, status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *responseWriter) Write(p []byte) (int, error) {
+	if !w.wrote {
+		w.wrote, w.status = true, http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -1,0 +1,90 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/musique/musique/domain/fault"
+)
+
+func TestBodiesThatAreNotOneObjectAreRefused(t *testing.T) {
+	for _, body := range []string{"", " ", "{", "[]", "null", `"x"`, `{} {}`, `{"a":1,}`, "{\"a\":\"\xff\"}", "\xef\xbb\xbf{}"} {
+		_, err := parseObject([]byte(body))
+		require.Equal(t, fault.InvalidFormat, fault.CodeOf(err), "%q", body)
+	}
+}
+
+func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
+	o, err := parseObject([]byte(`{"name": 7, "tags": ["a", 1], "channel": {"type": false, "odd": 1}, "all": "yes", "repeat": 1.5, "at": "tomorrow", "name": "x", "extra": 1}`))
+	require.NoError(t, err)
+	require.Empty(t, o.text("name"))
+	require.Equal(t, []string{"a"}, o.texts("tags"))
+	channel := o.object("channel")
+	channel.text("type")
+	channel.refuseUnknown()
+	o.flag("all")
+	o.integer("repeat")
+	o.moment("at")
+	told, ok := o.err(func(fields *fault.Fields) {
+		fields.Add("name", fault.MissingField, "name is missing") // has failed already for what is really wrong with it
+		fields.Add("volume", fault.OutOfRange, "volume is too high")
+	}).(*fault.Error) //nolint:errorlint // made here, not wrapped
+	require.True(t, ok)
+	failed := map[string]fault.Code{}
+	for _, f := range told.Fields {
+		require.NotContains(t, failed, f.Param)
+		failed[f.Param] = f.Code
+	}
+	require.Equal(t, map[string]fault.Code{
+		"name": fault.InvalidFormat, "tags[1]": fault.InvalidFormat, "channel.type": fault.InvalidFormat, "channel.odd": fault.InvalidFormat,
+		"all": fault.InvalidFormat, "repeat": fault.InvalidFormat, "at": fault.InvalidFormat, "volume": fault.OutOfRange, "extra": fault.InvalidFormat,
+	}, failed)
+}
+
+func TestFieldsAreRead(t *testing.T) {
+	o, err := parseObject([]byte(`{"name": "x", "n": 3.0, "e": 1e2, "none": null, "tags": [], "on": true, "at": "2027-06-01T12:00:00-03:00", "rows": [{"a": "b"}]}`))
+	require.NoError(t, err)
+	require.Equal(t, "x", o.text("name"))
+	require.Equal(t, int64(3), *o.integer("n"))
+	require.Equal(t, int64(100), *o.integer("e"))
+	require.Nil(t, o.optionalText("none"))
+	require.Nil(t, o.integer("absent"))
+	require.NotNil(t, o.texts("tags"))
+	require.Nil(t, o.texts("absent"))
+	require.True(t, o.flag("on"))
+	require.Equal(t, int64(1811862000), o.moment("at").Unix())
+	require.Equal(t, "b", o.objects("rows")[0].text("a"))
+	require.NoError(t, o.err())
+}
+
+func FuzzParseObject(f *testing.F) {
+	for _, seed := range []string{`{}`, `{"a":1,"a":2}`, `{"a":[{"b":null}],"c":1e400}`, `{"a":"\ud800"}`, `[`, "{\"\xff\":0}"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		o, err := parseObject(raw)
+		var all map[string]json.RawMessage
+		if err != nil {
+			require.Equal(t, fault.InvalidFormat, fault.CodeOf(err))
+			return
+		}
+		require.NoError(t, json.Unmarshal(raw, &all), "what is accepted is JSON")
+		require.Len(t, o.fields, len(all), "no field is lost")
+		for name := range all {
+			o.text(name)
+			o.integer(name)
+			o.texts(name)
+			o.flag(name)
+			o.moment(name)
+			if inner := o.object(name); inner != nil {
+				inner.refuseUnknown()
+			}
+			for _, inner := range o.objects(name) {
+				inner.refuseUnknown()
+			}
+		}
+		_ = o.err()
+	})
+}

@@ -1,0 +1,212 @@
+package httpapi
+
+import (
+	"net/http"
+	"slices"
+
+	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/projections/locations"
+)
+
+type channelData struct {
+	Type string `json:"type"`
+	URL  string `json:"url,omitempty"`
+}
+
+type locationData struct {
+	ExternalID string      `json:"externalId"`
+	UserID     int64       `json:"userId"`
+	Name       string      `json:"name"`
+	Timezone   string      `json:"timezone"`
+	Tags       []string    `json:"tags"`
+	Channel    channelData `json:"channel"`
+	Online     bool        `json:"online"`
+	LastSeenAt *timestamp  `json:"lastSeenAt"`
+	CreatedAt  timestamp   `json:"createdAt"`
+}
+
+func locationOf(l locations.Location) locationData {
+	return locationData{
+		ExternalID: l.ExternalID, UserID: l.UserID, Name: l.Name, Timezone: l.Timezone, Tags: orEmpty(l.Tags), Channel: channelData{l.Channel.Type, l.Channel.URL},
+		Online: l.Online, LastSeenAt: optionalTime(l.LastSeenAt), CreatedAt: timestamp(l.CreatedAt),
+	}
+}
+
+// orEmpty makes JSON write [] and not null.
+func orEmpty(texts []string) []string {
+	if texts == nil {
+		return []string{}
+	}
+	return texts
+}
+
+// createLocation makes a location.
+func (s *Server) createLocation(c *call) error {
+	caller, err := c.partner()
+	if err != nil {
+		return err
+	}
+	o, err := c.readObject()
+	if err != nil {
+		return err
+	}
+	cmd := commands.RegisterLocation{Caller: caller, ExternalID: o.text("externalId"), Details: readDetails(o)}
+	if err := o.err(func(fields *fault.Fields) { location.CheckExternalID("externalId", cmd.ExternalID, fields) }, cmd.Details.Check); err != nil {
+		return err
+	}
+	made, err := s.commands.RegisterLocation.Handle(c.ctx(), cmd)
+	if err != nil {
+		return err
+	}
+	c.replayed(made.Replayed)
+	return c.data(http.StatusCreated, locationData{
+		ExternalID: made.ExternalID, UserID: made.UserID, Name: made.Name, Timezone: made.Timezone, Tags: orEmpty(made.Tags),
+		Channel: channelData{made.Channel.Type, made.Channel.URL}, CreatedAt: timestamp(made.CreatedAt),
+	})
+}
+
+func readDetails(o *object) location.Details {
+	details := location.Details{Name: o.text("name"), Timezone: o.text("timezone"), Tags: o.texts("tags")}
+	if channel := readChannel(o); channel != nil {
+		details.Channel = *channel
+	}
+	return details
+}
+
+// readChannel reads how a location gets its audio; nil if it is not given.
+func readChannel(o *object) *location.Channel {
+	inner := o.object("channel")
+	if inner == nil {
+		return nil
+	}
+	channel := &location.Channel{Type: inner.text("type"), URL: inner.text("url")}
+	inner.refuseUnknown()
+	return channel
+}
+
+// listLocations lists the locations.
+func (s *Server) listLocations(c *call) error {
+	q := c.query()
+	limit, cursor := q.limit(), q.text("cursor")
+	filter := locations.Filter{Tag: q.text("tag"), Online: q.flag("online"), Query: q.text("q")}
+	if err := q.err(); err != nil {
+		return err
+	}
+	found, next, err := locations.List(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, filter, cursor, limit, s.now())
+	if err != nil {
+		return err
+	}
+	all := make([]locationData, len(found))
+	for i, l := range found {
+		all[i] = locationOf(l)
+	}
+	return c.list(all, limit, next)
+}
+
+// getLocation shows one location.
+func (s *Server) getLocation(c *call) error {
+	l, err := locations.Get(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, c.pathVar("externalId"), s.now())
+	if err != nil {
+		return err
+	}
+	return c.data(http.StatusOK, locationOf(l))
+}
+
+// changeLocation changes the fields that it is given.
+func (s *Server) changeLocation(c *call) error {
+	caller, err := c.partner()
+	if err != nil {
+		return err
+	}
+	o, err := c.readObject()
+	if err != nil {
+		return err
+	}
+	cmd := commands.ChangeLocation{Caller: caller, ExternalID: c.pathVar("externalId"), Name: o.optionalText("name"), Timezone: o.optionalText("timezone"), Channel: readChannel(o)}
+	if tags := o.texts("tags"); tags != nil {
+		cmd.Tags = &tags
+	}
+	if err := o.err(); err != nil {
+		return err
+	}
+	if err := s.commands.ChangeLocation.Handle(c.ctx(), cmd); err != nil {
+		return err
+	}
+	return s.getLocation(c)
+}
+
+// deleteLocation removes a location, and signs its players out.
+func (s *Server) deleteLocation(c *call) error {
+	caller, err := c.partner()
+	if err != nil {
+		return err
+	}
+	id := c.pathVar("externalId")
+	if err := s.commands.RemoveLocation.Handle(c.ctx(), commands.RemoveLocation{Caller: caller, ExternalID: id}); err != nil {
+		return err
+	}
+	s.streams.look()
+	return c.data(http.StatusOK, map[string]any{"deleted": true, "externalId": id})
+}
+
+type importResultData struct {
+	ExternalID string       `json:"externalId"`
+	Status     string       `json:"status"`
+	Error      *importError `json:"error,omitempty"`
+}
+
+// importError says why one row of an import failed.
+type importError struct {
+	Code    fault.Code    `json:"code"`
+	Message string        `json:"message"`
+	Param   string        `json:"param,omitempty"`
+	Fields  []fault.Field `json:"fields,omitempty"`
+}
+
+// importLocations makes or changes many locations.
+func (s *Server) importLocations(c *call) error {
+	caller, err := c.partner()
+	if err != nil {
+		return err
+	}
+	o, err := c.readObject()
+	if err != nil {
+		return err
+	}
+	cmd := commands.ImportLocations{Caller: caller}
+	for _, row := range o.objects("locations") {
+		cmd.Locations = append(cmd.Locations, commands.ImportedLocation{ExternalID: row.text("externalId"), Details: readDetails(row)})
+		row.refuseUnknown()
+	}
+	if err := o.err(); err != nil {
+		return err
+	}
+	results, replayed, err := s.commands.ImportLocations.Handle(c.ctx(), cmd)
+	if err != nil {
+		return err
+	}
+	c.replayed(replayed)
+	answer := struct {
+		Created int                `json:"created"`
+		Updated int                `json:"updated"`
+		Failed  int                `json:"failed"`
+		Results []importResultData `json:"results"`
+	}{Results: make([]importResultData, len(results))}
+	for i, r := range results {
+		answer.Results[i] = importResultData{ExternalID: r.ExternalID, Status: r.Status}
+		switch r.Status {
+		case commands.ImportCreated:
+			answer.Created++
+		case commands.ImportUpdated:
+			answer.Updated++
+		default:
+			answer.Failed++
+		}
+		if r.Err != nil {
+			answer.Results[i].Error = &importError{Code: r.Err.Code, Message: r.Err.Message, Param: r.Err.Param, Fields: slices.Clone(r.Err.Fields)}
+		}
+	}
+	return c.data(http.StatusOK, answer)
+}

@@ -1,0 +1,125 @@
+package httpapi
+
+import (
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/musique/musique/domain/fault"
+)
+
+// The items of one page.
+const (
+	defaultPage = 20
+	maxPage     = 100
+)
+
+// maxQueryValue bounds one value of a query, in bytes.
+const maxQueryValue = 1024
+
+// query reads the parameters of a list as object reads the fields of a body: all failing ones are told at once, and one that nothing has read is unknown.
+type query struct {
+	values url.Values
+	read   map[string]bool
+	failed fault.Fields
+}
+
+func (c *call) query() *query {
+	values, err := url.ParseQuery(c.r.URL.RawQuery)
+	q := &query{values: values, read: map[string]bool{}}
+	if err != nil {
+		q.failed.Add("", fault.InvalidFormat, "The query is not well formed.")
+	}
+	return q
+}
+
+// text reads a parameter; "" if it is not given.
+func (q *query) text(name string) string {
+	q.read[name] = true
+	all := q.values[name]
+	if len(all) == 0 {
+		return ""
+	}
+	switch v := all[0]; {
+	case len(all) > 1:
+		q.failed.Add(name, fault.InvalidFormat, "%s is given %d times; give it once.", name, len(all))
+	case len(v) > maxQueryValue:
+		q.failed.Add(name, fault.OutOfRange, "%s is longer than %d bytes.", name, maxQueryValue)
+	case !utf8.ValidString(v) || strings.ContainsRune(v, 0):
+		q.failed.Add(name, fault.InvalidFormat, "%s is not text.", name)
+	default:
+		return v
+	}
+	return ""
+}
+
+// limit reads how many items a page has.
+func (q *query) limit() int {
+	v := q.text("limit")
+	if v == "" {
+		return defaultPage
+	}
+	n, err := strconv.Atoi(v)
+	switch {
+	case err != nil:
+		q.failed.Add("limit", fault.InvalidFormat, "limit must be a whole number.")
+	case n < 1 || n > maxPage:
+		q.failed.Add("limit", fault.OutOfRange, "limit must be from 1 to %d.", maxPage)
+	default:
+		return n
+	}
+	return defaultPage
+}
+
+// moment reads an RFC 3339 time; nil if it is not given.
+func (q *query) moment(name string) *time.Time {
+	v := q.text(name)
+	if v == "" {
+		return nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, v)
+	if err != nil {
+		q.failed.Add(name, fault.InvalidFormat, "%s must be an RFC 3339 time with an offset, like 2026-12-24T09:00:00Z.", name)
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// oneOf reads a parameter that has certain values; "" if it is not given.
+func (q *query) oneOf(name string, allowed ...string) string {
+	v := q.text(name)
+	if v != "" && !slices.Contains(allowed, v) {
+		q.failed.Add(name, fault.InvalidFormat, "%s must be one of %s.", name, strings.Join(allowed, ", "))
+		return ""
+	}
+	return v
+}
+
+// flag reads true or false; nil if it is not given.
+func (q *query) flag(name string) *bool {
+	v := q.oneOf(name, "true", "false")
+	if v == "" {
+		return nil
+	}
+	b := v == "true"
+	return &b
+}
+
+// err is every failing parameter as one error, or nil. It comes last: what was not read until then is unknown.
+func (q *query) err() error {
+	unknown := []string{}
+	for name := range q.values {
+		if !q.read[name] {
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	for _, name := range unknown {
+		q.failed.Add(strings.ToValidUTF8(name, "\uFFFD"), fault.InvalidFormat, "%s is not a parameter of this list; remove it.", strings.ToValidUTF8(name, "\uFFFD"))
+	}
+	return q.failed.Err()
+}

@@ -1,0 +1,190 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"github.com/musique/musique/domain/fault"
+)
+
+const (
+	// requestTimeout bounds the work on one request, and transferTimeout on one that carries a file or many rows.
+	requestTimeout  = 20 * time.Second
+	transferTimeout = 60 * time.Second
+	// maxBodyBytes bounds a JSON body, and maxBulkBodyBytes one that lists up to 10,000 locations or 100,000 external IDs of 128 characters.
+	maxBodyBytes     = 1 << 20
+	maxBulkBodyBytes = 16 << 20
+)
+
+// access says who may use a route.
+type access int
+
+const (
+	byToken  access = iota // a partner, with a token that has the route's scope
+	byDevice               // a player, with a device token
+	byAnyone
+)
+
+// route is one thing that can be asked for, wherever it can be reached.
+type route struct {
+	operation string
+	method    string
+	// paths are the canonical path first, then those of the first family.
+	paths  []string
+	access access
+	// scope is the permission that a token needs; "" for none.
+	scope   string
+	maxBody int64         // bytes of the request's body; 0 is maxBodyBytes
+	timeout time.Duration // of the work on it; 0 is requestTimeout, negative is none
+	// evenInOutage answers also while it cannot be found out who is asking.
+	evenInOutage bool
+	handle       func(*call) error
+}
+
+func (r *route) bodyLimit() int64 {
+	if r.maxBody == 0 {
+		return maxBodyBytes
+	}
+	return r.maxBody
+}
+
+const (
+	v1     = "/api/v1/integration"
+	first  = "/api/integration"
+	player = "/api/player/v1"
+	// An audio ID right below /api is told from the other words there by its prefix.
+	audioBelowAPI = "/api/{audioId:aud_[^/]+}"
+)
+
+// routes is everything that partners and players can ask for. The paths are those of the contract.
+func (s *Server) routes() []*route {
+	get, post, patch, del := http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete
+	at := func(paths ...string) []string { return paths }
+	return []*route{
+		{operation: "GenerateToken", method: post, paths: at(v1+"/auth", first+"/auth"), access: byAnyone, handle: s.generateToken},
+		{operation: "TestToken", method: post, paths: at(v1+"/test", first+"/test"), handle: s.testToken},
+		{operation: "RevokeToken", method: del, paths: at(v1+"/auth", first+"/auth"), handle: s.revokeToken},
+		{operation: "ListTokens", method: get, paths: at(v1 + "/tokens"), scope: "tokens.manage", handle: s.listTokens},
+		{operation: "RevokeTokenById", method: del, paths: at(v1 + "/tokens/{tokenId}"), scope: "tokens.manage", handle: s.revokeTokenByID},
+
+		{operation: "UploadAudio", method: post, paths: at(v1+"/audio", "/api/audio"), scope: "audio.write", timeout: transferTimeout, handle: s.uploadAudio},
+		{operation: "ListAudio", method: get, paths: at(v1+"/audio", "/api/audio"), scope: "audio.read", handle: s.listAudio},
+		{operation: "GetAudio", method: get, paths: at(v1+"/audio/{audioId}", "/api/audio/{audioId}"), scope: "audio.read", handle: s.getAudio},
+		{operation: "DeleteAudio", method: del, paths: at(v1+"/audio/{audioId}", "/api/audio/{audioId}", audioBelowAPI), scope: "audio.delete", handle: s.deleteAudio},
+		{operation: "SendAudio", method: post, paths: at(v1+"/audio/{audioId}/send", "/api/audio/{audioId}/send", audioBelowAPI+"/send"),
+			scope: "audio.send", maxBody: maxBulkBodyBytes, timeout: transferTimeout, handle: s.sendAudio},
+
+		{operation: "ListSends", method: get, paths: at(v1 + "/sends"), scope: "audio.read", handle: s.listSends},
+		{operation: "GetSend", method: get, paths: at(v1 + "/sends/{sendId}"), scope: "audio.read", handle: s.getSend},
+		{operation: "ListDeliveries", method: get, paths: at(v1 + "/sends/{sendId}/deliveries"), scope: "audio.read", handle: s.listDeliveries},
+		{operation: "CancelSend", method: del, paths: at(v1 + "/sends/{sendId}"), scope: "audio.send", handle: s.cancelSend},
+
+		{operation: "CreateLocation", method: post, paths: at(v1 + "/locations"), scope: "locations.write", handle: s.createLocation},
+		{operation: "ImportLocations", method: post, paths: at(v1 + "/locations/import"), scope: "locations.write",
+			maxBody: maxBulkBodyBytes, timeout: transferTimeout, handle: s.importLocations},
+		{operation: "ListLocations", method: get, paths: at(v1 + "/locations"), scope: "locations.read", handle: s.listLocations},
+		{operation: "GetLocation", method: get, paths: at(v1 + "/locations/{externalId}"), scope: "locations.read", handle: s.getLocation},
+		{operation: "ChangeLocation", method: patch, paths: at(v1 + "/locations/{externalId}"), scope: "locations.write", handle: s.changeLocation},
+		{operation: "DeleteLocation", method: del, paths: at(v1 + "/locations/{externalId}"), scope: "locations.write", handle: s.deleteLocation},
+		{operation: "CreateDevice", method: post, paths: at(v1 + "/locations/{externalId}/devices"), scope: "locations.write", handle: s.createDevice},
+		{operation: "ListDevices", method: get, paths: at(v1 + "/locations/{externalId}/devices"), scope: "locations.read", handle: s.listDevices},
+		{operation: "DeleteDevice", method: del, paths: at(v1 + "/locations/{externalId}/devices/{deviceId}"), scope: "locations.write", handle: s.deleteDevice},
+
+		{operation: "GetInformation", method: get, paths: at(v1, v1+"/", first), handle: s.information},
+		{operation: "GetHealth", method: get, paths: at(v1+"/health", first+"/health"), evenInOutage: true, handle: s.health},
+		{operation: "ListLogs", method: get, paths: at(v1+"/logs", first+"/logs"), scope: "logs.read", handle: s.listLogs},
+		{operation: "GetLimits", method: get, paths: at(v1+"/limits", first+"/limits"), handle: s.limits},
+
+		{operation: "GetMedia", method: get, paths: at("/media/{key:.+}"), access: byAnyone, timeout: mediaTimeout, handle: s.media},
+
+		{operation: "PlayerStream", method: get, paths: at(player + "/stream"), access: byDevice, timeout: -1, handle: s.playerStream},
+		{operation: "ReportPlayback", method: post, paths: at(player + "/deliveries/{deliveryId}"), access: byDevice, handle: s.reportPlayback},
+	}
+}
+
+// newRouter serves the routes: serve gets the calls that have one, and lost those that have none, with the error that says so.
+func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*call, error) error) *mux.Router {
+	router := mux.NewRouter().SkipClean(true) // a path is taken as it came: no redirects to another one
+	byPath := map[string]map[string]*route{}
+	var order []string
+	for _, r := range routes {
+		for _, path := range r.paths {
+			if byPath[path] == nil {
+				byPath[path] = map[string]*route{}
+				order = append(order, path)
+			}
+			byPath[path][r.method] = r
+			if r.method == http.MethodGet && r.timeout >= 0 {
+				byPath[path][http.MethodHead] = r // RFC 9110 §9.1; not for a stream, which has no end
+			}
+		}
+	}
+	for _, path := range order {
+		methods := byPath[path]
+		allowed := make([]string, 0, len(methods))
+		for m := range methods {
+			allowed = append(allowed, m)
+		}
+		slices.Sort(allowed)
+		router.Path(path).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			found := methods[r.Method]
+			s.serve(w, r, found, func(c *call) error {
+				if found != nil {
+					return serve(c)
+				}
+				c.w.Header().Set("Allow", strings.Join(allowed, ", "))
+				return lost(c, fault.New(fault.MethodNotAllowed, "%s is not possible here; use %s.", r.Method, strings.Join(allowed, ", ")))
+			})
+		})
+	}
+	router.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.serve(w, r, nil, func(c *call) error {
+			return lost(c, fault.New(fault.NotFound, "There is no such path; see the API reference."))
+		})
+	})
+	return router
+}
+
+// serve is what happens around each request: an ID, a deadline, an answer whatever happens, and a note of it in log, metrics and usage.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, found *route, handle func(*call) error) {
+	c := &call{server: s, w: &responseWriter{ResponseWriter: w}, r: r, id: requestID(r.Header), begun: s.now(), from: s.clientAddr(r), route: found}
+	w.Header().Set("X-Request-Id", c.id)
+	timeout := requestTimeout
+	if found != nil && found.timeout != 0 {
+		timeout = found.timeout
+	}
+	if timeout > 0 {
+		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		defer cancel()
+		c.r = r.WithContext(ctx)
+	}
+	defer s.note(c)
+	defer func() {
+		if thrown := recover(); thrown != nil {
+			if err, ok := thrown.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+				panic(thrown)
+			}
+			c.fail(fmt.Errorf("panic: %v\n%s", thrown, debug.Stack()))
+		}
+	}()
+	if err := handle(c); err != nil {
+		c.fail(err)
+	}
+}
+
+// note writes down what became of a request.
+func (s *Server) note(c *call) {
+	took := s.now().Sub(c.begun)
+	s.metrics.observe(c.operation(), c.w.status, took)
+	s.log.InfoContext(c.r.Context(), "request", "requestId", c.id, "operation", c.operation(), "method", c.r.Method, "path", withoutTokens(clip(c.r.URL.Path, maxLoggedPath)),
+		"status", c.w.status, "code", string(c.code), "duration", took, "bytes", c.w.bytes, "company", c.companyID(), "actor", c.actor(), "ip", c.from.String())
+	s.recordUsage(c, took)
+}
