@@ -38,7 +38,7 @@ func (s *Server) playerStream(c *call) error {
 	defer stop()
 	this := s.streams.add(c.device)
 	defer s.streams.remove(this)
-	after, err := s.resumeAt(c, where)
+	after, err := s.resumeAt(c)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (s *Server) playerStream(c *call) error {
 
 // resumeAt is the seq of the last event that the player has. One that no inbox ever gave comes from an inbox that was lost and made again, in which
 // everything that is open is new.
-func (s *Server) resumeAt(c *call, where inbox.Location) (int64, error) {
+func (s *Server) resumeAt(c *call) (int64, error) {
 	given := c.r.Header.Get("Last-Event-ID")
 	if given == "" {
 		return 0, nil
@@ -86,11 +86,11 @@ func (s *Server) resumeAt(c *call, where inbox.Location) (int64, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.ctx(), streamQuery)
 	defer cancel()
-	last, err := inbox.Last(ctx, s.pool, where)
+	last, err := inbox.Last(ctx, s.pool)
 	if err != nil {
 		return 0, err
 	}
-	if seq > last && last > 0 {
+	if seq > last {
 		return 0, nil
 	}
 	return seq, nil

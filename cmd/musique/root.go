@@ -29,7 +29,6 @@ precedence. The line in the file has the flag's name: 'http-addr: 0.0.0.0:8080'.
 		newPlayer(),
 		newProjections(),
 		newBench(),
-		newEmbeddedPostgres(),
 	)
 	return root
 }

@@ -71,11 +71,10 @@ ORDER BY i.seq LIMIT $5`
 	return pgx.CollectRows(rows, item)
 }
 
-// Last is the seq of the newest item of a location, 0 if there is none.
-func Last(ctx context.Context, pool *pgxpool.Pool, l Location) (int64, error) {
+// Last is the highest seq that was given to any item yet, gone or not; 0 if none was.
+func Last(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	var seq int64
-	err := pool.QueryRow(ctx, `SELECT coalesce(max(seq), 0) FROM workers.inbox WHERE company_id = $1 AND environment = $2 AND user_id = $3`,
-		l.CompanyID, l.Environment, l.UserID).Scan(&seq)
+	err := pool.QueryRow(ctx, `SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('workers.inbox', 'seq')::regclass), 0)`).Scan(&seq)
 	if err != nil {
 		return 0, fmt.Errorf("inbox: %w", err)
 	}

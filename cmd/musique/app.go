@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musique/musique/commands"
+	httpapi "github.com/musique/musique/http"
+	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/projections"
+	"github.com/musique/musique/workers"
+	"github.com/musique/musique/workers/inbox"
+)
+
+// app is the program's own parts, wired together.
+type app struct {
+	config    serveConfig
+	parts     *parts
+	registry  *prometheus.Registry
+	log       *slog.Logger
+	positions *projections.Positions
+	hub       *inbox.Hub
+	reads     *projections.Reads
+	commands  *commands.Handlers
+}
+
+func assemble(config serveConfig, p *parts, registry *prometheus.Registry, log *slog.Logger) *app {
+	a := &app{config: config, parts: p, registry: registry, log: log}
+	a.positions = projections.NewPositions(p.pool, log)
+	a.hub = inbox.NewHub(p.pool, log)
+	a.reads = projections.NewReads(p.pool, a.positions)
+	a.commands = commands.New(commands.Deps{
+		Store: p.store, Blobs: p.blobs, Keys: p.keys, Reads: a.reads, Plans: config.plans, Now: time.Now, Log: log,
+	})
+	return a
+}
+
+// start runs the roles' workers until ctx ends.
+func (a *app) start(ctx context.Context, running *errgroup.Group) {
+	work := func(run func(context.Context) error) { running.Go(func() error { return run(ctx) }) }
+	has := func(role string) bool { return slices.Contains(a.config.roles, role) }
+	work(a.positions.Run)
+	work(a.hub.Run)
+	deps := workers.Deps{
+		Store: a.parts.store, Pool: a.parts.pool, Brokers: a.parts.brokers, Commands: a.commands, Reads: a.reads, Blobs: a.parts.blobs,
+		Hub: a.hub, Now: time.Now, Log: a.log,
+	}
+	if has("projections") {
+		work(projections.NewRunner(projections.RunnerConfig{Store: a.parts.store, Pool: a.parts.pool, Registry: a.registry, Log: a.log}).Run)
+	}
+	if has("delivery") {
+		work(workers.NewDispatch(deps).Run)
+		work(workers.NewDelivery(deps).Run)
+		work(workers.NewCloser(deps).Run)
+		work(workers.NewCancellation(deps).Run)
+		work(workers.NewSimulator(deps).Run)
+	}
+	if has("scheduler") {
+		scheduler, cleanup := workers.NewScheduler(deps), workers.NewCleanup(deps)
+		work(scheduler.Follow)
+		work(scheduler.Run)
+		work(workers.NewExpiry(deps).Run)
+		work(cleanup.Follow)
+		work(cleanup.Run)
+	}
+}
+
+// api makes the HTTP side.
+func (a *app) api() (*httpapi.Server, error) {
+	p := a.parts
+	return httpapi.New(httpapi.Config{
+		Commands: a.commands, Reads: a.reads, Pool: p.pool, Store: p.store, Blobs: p.blobs, Inbox: a.hub, Keys: p.keys, Plans: a.config.plans,
+		Checks: httpapi.Checks{
+			Database:   p.pool.Ping,
+			Storage:    p.blobs.Ping,
+			Messaging:  func(ctx context.Context) error { return kafka.Ping(ctx, p.brokers) },
+			EventStore: p.store.Ping,
+		},
+		Version: version, OpsToken: a.config.opsToken, TrustForwarded: a.config.trustForwarded,
+		Registry: a.registry, Log: a.log,
+	})
+}
+
+// readyLine is where everything is, as the log line that a start ends with says it.
+type readyLine struct {
+	HTTP, Ops, EventStore, Kafka string
+}
+
+// announce says that the server is ready: in one line for programs, in a banner with the first commands for people.
+func announce(config serveConfig, log *slog.Logger, at readyLine, demo *demoCompany) {
+	if config.logFormat == "json" {
+		log.Info("ready", "http", at.HTTP, "ops", at.Ops, "eventstore", at.EventStore, "kafka", at.Kafka, "version", version)
+		return
+	}
+	fmt.Print(banner(at, demo))
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musique/musique/infra/blobs"
+	"github.com/musique/musique/infra/esnode"
+	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/keys"
+	"github.com/musique/musique/infra/postgres"
+	"github.com/musique/musique/projections"
+	"github.com/musique/musique/workers"
+)
+
+// migratePause is the pause before a database that is away is tried again.
+const migratePause = time.Second
+
+// parts are the outside things that the program works with, embedded or not: from here on nobody can tell.
+type parts struct {
+	keys          *keys.Ring
+	store         *eventstore.Store
+	eventStoreURL string
+	brokers       []string
+	pool          *pgxpool.Pool
+	blobs         *blobs.Store
+	// allEmbedded says that nothing was there before this program.
+	allEmbedded bool
+
+	closers []func() error // in the order of opening
+}
+
+// openParts starts what is embedded, all at the same time, and connects to the rest.
+func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *parts, err error) {
+	p := &parts{
+		eventStoreURL: config.eventStore, brokers: strings.Split(config.kafka, ","),
+		allEmbedded: config.eventStore == embedded && config.kafka == embedded && config.database == embedded && config.blobs == "",
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if p.keys, err = keys.Open(config.dataDir, config.secretKey); err != nil {
+		return nil, err
+	}
+	var node *esnode.Node
+	var broker *kafka.Embedded
+	var database *postgres.Embedded
+	databaseURL := config.database
+	starting, startCtx := errgroup.WithContext(ctx)
+	if config.eventStore == embedded {
+		starting.Go(func() (err error) {
+			node, err = esnode.Start(esnode.Options{Dir: filepath.Join(config.dataDir, "events"), Listen: config.eventStoreListen, Log: log})
+			return explain(err, "--eventstore-listen")
+		})
+	}
+	if config.kafka == embedded {
+		starting.Go(func() (err error) {
+			broker, err = kafka.StartEmbedded(kafka.EmbeddedOptions{Dir: filepath.Join(config.dataDir, "kafka"), Listen: config.kafkaListen, Log: log})
+			return explain(err, "--kafka-listen")
+		})
+	}
+	if config.database == embedded {
+		starting.Go(func() (err error) {
+			database, err = postgres.StartEmbedded(startCtx, postgres.EmbeddedOptions{Dir: filepath.Join(config.dataDir, "postgres"), Log: log})
+			return err
+		})
+	}
+	err = starting.Wait()
+	// What did start is closed whether the rest did or not.
+	if node != nil {
+		p.eventStoreURL = node.ConnectionString()
+		p.closers = append(p.closers, node.Close)
+	}
+	if broker != nil {
+		p.brokers = broker.Brokers()
+		p.closers = append(p.closers, broker.Close)
+	}
+	if database != nil {
+		databaseURL = database.URL()
+		p.closers = append(p.closers, database.Stop)
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	if p.store, err = eventstore.Open(p.eventStoreURL, log); err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, p.store.Close)
+	if p.pool, err = postgres.Connect(ctx, databaseURL); err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, func() error { p.pool.Close(); return nil })
+	address := config.blobs
+	if address == "" {
+		if address, err = blobs.FolderURL(filepath.Join(config.dataDir, "blobs")); err != nil {
+			return nil, err
+		}
+	}
+	if p.blobs, err = blobs.Open(ctx, address); err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, p.blobs.Close)
+	return p, p.prepare(ctx, log)
+}
+
+// prepare makes the tables and topics. A database or broker that is away is waited for.
+func (p *parts) prepare(ctx context.Context, log *slog.Logger) error {
+	preparing, ctx := errgroup.WithContext(ctx)
+	preparing.Go(func() error {
+		return patiently(ctx, log, "database", postgres.IsUnavailable, func() error {
+			return errors.Join(projections.Migrate(ctx, p.pool), workers.Migrate(ctx, p.pool))
+		})
+	})
+	preparing.Go(func() error {
+		away := func(err error) bool { return errors.Is(err, kafka.ErrUnavailable) }
+		return patiently(ctx, log, "Kafka", away, func() error {
+			return kafka.EnsureTopics(ctx, p.brokers, kafka.Topic{Name: workers.DispatchTopic, Partitions: workers.DispatchPartitions})
+		})
+	})
+	return preparing.Wait()
+}
+
+// patiently repeats what fails because a part is away.
+func patiently(ctx context.Context, log *slog.Logger, part string, away func(error) bool, do func() error) error {
+	for {
+		err := do()
+		if err == nil || !away(err) || ctx.Err() != nil {
+			return err
+		}
+		log.Warn("a part is away; trying until it is there", "part", part, "error", err)
+		select {
+		case <-time.After(migratePause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// close closes everything, the last opened first.
+func (p *parts) close() error {
+	var err error
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, p.closers[i]())
+	}
+	return err
+}
+
+// explain names the setting that places a part whose address is taken.
+func explain(err error, setting string) error {
+	if err != nil && strings.Contains(err.Error(), "address already in use") {
+		return fmt.Errorf("%w; is another server running? %s chooses another address", err, setting)
+	}
+	return err
+}

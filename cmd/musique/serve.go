@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	_ "time/tzdata" // locations have IANA time zones, and a bare machine may have no database of them
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/musique/musique/domain/company"
+	httpapi "github.com/musique/musique/http"
+)
+
+// embedded is the value of a part's setting that runs the part inside this program.
+const embedded = "embedded"
+
+const (
+	// drainTimeout bounds the end of the requests in hand, stopTimeout that of everything behind them.
+	drainTimeout = 15 * time.Second
+	stopTimeout  = 15 * time.Second
+	// A client that is slow to say what it wants, or says nothing more, is let go.
+	readHeaderTimeout = 10 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 64 << 10
+)
+
+// roles are the parts of the work that a process can take.
+var roles = []string{"api", "projections", "publisher", "delivery", "scheduler", "webhooks"}
+
+var serveSettings = []setting{
+	{"http-addr", "MUSIQUE_HTTP_ADDR", "127.0.0.1:8080", "address of the Partner API; port 0 takes a free one and prints it"},
+	{"ops-addr", "MUSIQUE_OPS_ADDR", "127.0.0.1:9090", "address for operators: /livez, /readyz, /metrics, /ops"},
+	{"data-dir", "MUSIQUE_DATA_DIR", "./data", "folder for all that the embedded parts keep, and for the secret key"},
+	{"eventstore", "MUSIQUE_EVENTSTORE_URL", embedded, "'embedded' or the esdb:// connection string of an EventStoreDB"},
+	{"eventstore-listen", "MUSIQUE_EVENTSTORE_LISTEN", "127.0.0.1:2113", "address of the embedded event store"},
+	{"kafka", "MUSIQUE_KAFKA_BROKERS", embedded, "'embedded' or Kafka brokers, host:port,…"},
+	{"kafka-listen", "MUSIQUE_KAFKA_LISTEN", "127.0.0.1:9092", "address of the embedded Kafka broker"},
+	{"database", "MUSIQUE_DATABASE_URL", embedded, "'embedded' or the postgres:// URL of a PostgreSQL"},
+	{"blobs", "MUSIQUE_BLOB_URL", "", "file:///folder or s3://bucket?…; empty is a folder in the data folder"},
+	{"roles", "MUSIQUE_ROLES", "all", "'all' or some of " + strings.Join(roles, ",")},
+	{"log-format", "MUSIQUE_LOG_FORMAT", "text", "text or json"},
+	{"log-level", "MUSIQUE_LOG_LEVEL", "info", "debug, info, warn or error"},
+	{"ops-token", "MUSIQUE_OPS_TOKEN", "", "bearer token for /ops; required where the ops address is not loopback; prefer the variable, since flags show in process lists"},
+	{"secret-key", "MUSIQUE_SECRET_KEY", "", "64 hexadecimal digits that tokens are hashed with, several parted by commas to rotate; empty is the file secret.key in the data folder; prefer the variable"},
+	{"trust-forwarded", "MUSIQUE_TRUST_FORWARDED", "false", "true believes X-Forwarded-For, -Proto and -Host: only behind a proxy that overwrites them"},
+	{"demo", "MUSIQUE_DEMO", "true", "false makes no demo company on a first run with everything embedded"},
+}
+
+// serveSections are the parts of the configuration file that are no settings.
+func serveSections() []string {
+	sections := []string{"plans"}
+	for _, s := range serveSettings {
+		sections = append(sections, s.flag)
+	}
+	return sections
+}
+
+// serveConfig is what the settings say.
+type serveConfig struct {
+	httpAddr, opsAddr, dataDir   string
+	eventStore, eventStoreListen string
+	kafka, kafkaListen           string
+	database, blobs              string
+	roles                        []string
+	logFormat, logLevel          string
+	opsToken, secretKey          string
+	trustForwarded, demo         bool
+	plans                        company.Plans
+}
+
+func newServe() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server: the Partner API, the projections and the delivery",
+		Long: `Run the server. Without settings it runs everything that it needs inside itself, durable in --data-dir, and makes a demo company on its
+first run. When it is ready it says where, in one line of JSON with --log-format json.
+
+The roles publisher and webhooks have no work in this version.`,
+		Example: `  musique serve
+  musique serve --http-addr 0.0.0.0:8080 --data-dir /var/lib/musique
+  MUSIQUE_DATABASE_URL=postgres://… MUSIQUE_KAFKA_BROKERS=kafka:9092 MUSIQUE_EVENTSTORE_URL=esdb://… musique serve --roles api`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := readServeConfig(cmd)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), config, newLogger(config.logFormat, config.logLevel))
+		},
+	}
+	bindSettings(cmd, serveSettings)
+	return cmd
+}
+
+func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
+	rest, err := resolveSettings(cmd, serveSettings, "plans")
+	if err != nil {
+		return serveConfig{}, err
+	}
+	get := func(name string) string {
+		v, _ := cmd.Flags().GetString(name) // all settings are declared as strings
+		return v
+	}
+	c := serveConfig{
+		httpAddr: get("http-addr"), opsAddr: get("ops-addr"), dataDir: get("data-dir"),
+		eventStore: get("eventstore"), eventStoreListen: get("eventstore-listen"),
+		kafka: get("kafka"), kafkaListen: get("kafka-listen"), database: get("database"), blobs: get("blobs"),
+		logFormat: get("log-format"), logLevel: get("log-level"), opsToken: get("ops-token"), secretKey: get("secret-key"),
+	}
+	for _, flag := range []struct {
+		name string
+		to   *bool
+	}{{"trust-forwarded", &c.trustForwarded}, {"demo", &c.demo}} {
+		switch get(flag.name) {
+		case "true":
+			*flag.to = true
+		case "false":
+		default:
+			return serveConfig{}, fmt.Errorf("--%s is true or false, not %q", flag.name, get(flag.name))
+		}
+	}
+	if c.logFormat != "text" && c.logFormat != "json" {
+		return serveConfig{}, fmt.Errorf("--log-format is text or json, not %q", c.logFormat)
+	}
+	if c.roles, err = parseRoles(get("roles")); err != nil {
+		return serveConfig{}, err
+	}
+	if c.plans, err = parsePlans(rest); err != nil {
+		return serveConfig{}, err
+	}
+	if loopback, err := isLoopback(c.opsAddr); err != nil {
+		return serveConfig{}, fmt.Errorf("--ops-addr: %w", err)
+	} else if !loopback && c.opsToken == "" {
+		return serveConfig{}, fmt.Errorf("the ops address %s is not loopback: set MUSIQUE_OPS_TOKEN", c.opsAddr)
+	}
+	return c, nil
+}
+
+func parseRoles(text string) ([]string, error) {
+	if text == "all" {
+		return roles, nil
+	}
+	var chosen []string
+	for name := range strings.SplitSeq(text, ",") {
+		name = strings.TrimSpace(name)
+		if !slices.Contains(roles, name) {
+			return nil, fmt.Errorf("--roles: there is no role %q; choose from all, %s", name, strings.Join(roles, ", "))
+		}
+		chosen = append(chosen, name)
+	}
+	return chosen, nil
+}
+
+// parsePlans reads the plans of the configuration file over the usual ones; a plan there may name only the figures that differ.
+func parsePlans(sections map[string]yaml.Node) (company.Plans, error) {
+	plans := company.DefaultPlans()
+	node, ok := sections["plans"]
+	if !ok {
+		return plans, nil
+	}
+	var overrides map[string]yaml.Node
+	if err := node.Decode(&overrides); err != nil {
+		return nil, fmt.Errorf("configuration file, plans: %w", err)
+	}
+	for name, override := range overrides {
+		plan, known := plans[name]
+		if !known {
+			plan = plans[company.Standard]
+		}
+		if err := override.Decode(&plan); err != nil {
+			return nil, fmt.Errorf("configuration file, plan %s: %w", name, err)
+		}
+		plans[name] = plan
+	}
+	return plans, nil
+}
+
+func isLoopback(address string) (bool, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false, err
+	}
+	if host == "localhost" {
+		return true, nil
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback(), nil
+}
+
+// serve runs the roles until ctx ends, and then ends them in the order that loses nothing: no more requests, then no more work, then the parts.
+func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error) {
+	if err := os.MkdirAll(config.dataDir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	parts, err := openParts(ctx, config, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, parts.close()) }()
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	running, background := errgroup.WithContext(background)
+	defer func() {
+		stopBackground()
+		err = errors.Join(err, within(stopTimeout, running.Wait))
+	}()
+	// Requests are served to their end, so what they wait for runs as long as they do.
+	app := assemble(config, parts, registry, log)
+	app.start(background, running)
+
+	var servers []*http.Server
+	var api *httpapi.Server
+	addresses := readyLine{EventStore: parts.eventStoreURL, Kafka: strings.Join(parts.brokers, ",")}
+	if slices.Contains(config.roles, "api") {
+		if api, err = app.api(); err != nil {
+			return err
+		}
+		server, address, err := listen(ctx, config.httpAddr, api.Partner(), running)
+		if err != nil {
+			return fmt.Errorf("--http-addr: %w", err)
+		}
+		servers, addresses.HTTP = append(servers, server), address
+		ops, address, err := listen(ctx, config.opsAddr, api.Ops(), running)
+		if err != nil {
+			return fmt.Errorf("--ops-addr: %w", err)
+		}
+		servers, addresses.Ops = append(servers, ops), address
+	}
+	demo, err := app.demo(ctx)
+	if err != nil {
+		return err
+	}
+	announce(config, log, addresses, demo)
+
+	select {
+	case <-ctx.Done():
+		log.Info("stopping: finishing what is in hand")
+	case <-background.Done():
+		return fmt.Errorf("a part of the server ended: %w", context.Cause(background))
+	}
+	return drain(api, servers)
+}
+
+// listen serves a handler on an address and gives the address that it became.
+func listen(ctx context.Context, address string, handler http.Handler, running *errgroup.Group) (*http.Server, string, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, "", err
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
+	running.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return server, listener.Addr().String(), nil
+}
+
+// drain ends the requests in hand, the streams at once, and records what was served.
+func drain(api *httpapi.Server, servers []*http.Server) error {
+	if api == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	api.Drain()
+	var err error
+	for _, server := range servers {
+		err = errors.Join(err, server.Shutdown(ctx))
+	}
+	return errors.Join(err, api.Close(ctx))
+}
+
+// within gives up waiting after a while.
+func within(limit time.Duration, wait func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- wait() }()
+	select {
+	case err := <-done:
+		if errors.Is(err, context.Canceled) {
+			return nil
+		}
+		return err
+	case <-time.After(limit):
+		return fmt.Errorf("the workers did not end within %v", limit)
+	}
+}
