@@ -16,14 +16,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// What the embedded broker keeps of each partition. Both bounds hold for topics that set none of their own. The disk used by a
-// partition is at most its retention and one segment more.
 const (
-	embeddedRetention         = 7 * 24 * time.Hour
-	embeddedRetentionBytes    = 64 << 20
-	embeddedSegmentBytes      = 8 << 20 // room comes free a segment at a time
-	embeddedStateCompactBytes = 4 << 20 // the logs of committed offsets and producers are rewritten when they have grown to this
-	retentionInterval         = time.Minute
+	// defaultPartitionBytes is what the embedded broker keeps of each partition unless told otherwise.
+	defaultPartitionBytes = 256 << 20
+	// segmentsPerPartition says how finely: room comes free a segment at a time, so a partition takes an eighth more at most.
+	segmentsPerPartition = 8
+	retentionInterval    = time.Minute
+	// stateCompactBytes is the size at which the logs of committed places and of producers are rewritten without what is outdated.
+	stateCompactBytes = 4 << 20
 )
 
 // minGroupSession is the shortest session that the embedded broker lets a consumer ask for.
@@ -36,6 +36,8 @@ type EmbeddedOptions struct {
 	// Listen is the address, host:port, that it listens on and tells to clients; port 0 takes a free one. Default: 127.0.0.1:0. The broker
 	// asks nobody for a password, so the host should be loopback; one that clients cannot dial (0.0.0.0) is refused.
 	Listen string
+	// PartitionBytes bounds the disk that each partition takes: beyond it the oldest messages go, read or not. Default: 256 MiB.
+	PartitionBytes int64
 	// Log gets what the broker has to say. Default: nothing.
 	Log *slog.Logger
 }
@@ -61,6 +63,9 @@ func StartEmbedded(o EmbeddedOptions) (*Embedded, error) {
 	if o.Listen == "" {
 		o.Listen = "127.0.0.1:0"
 	}
+	if o.PartitionBytes == 0 {
+		o.PartitionBytes = defaultPartitionBytes
+	}
 	host, port, err := net.SplitHostPort(o.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("embedded kafka: listen address: %w", err)
@@ -68,8 +73,8 @@ func StartEmbedded(o EmbeddedOptions) (*Embedded, error) {
 	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
 		return nil, fmt.Errorf("embedded kafka: listen address %q: clients are told this address, so it needs a host that they can dial", o.Listen)
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return nil, fmt.Errorf("embedded kafka: listen address %q: %d is no port", o.Listen, n)
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return nil, fmt.Errorf("embedded kafka: listen address %q: the port is no number below 65536", o.Listen)
 	}
 	options := []kfake.Opt{
 		kfake.NumBrokers(1),
@@ -78,10 +83,12 @@ func StartEmbedded(o EmbeddedOptions) (*Embedded, error) {
 		kfake.GroupMinSessionTimeout(minGroupSession),
 		kfake.WithLogger(brokerLog{o.Log}),
 		kfake.BrokerConfigs(map[string]string{
-			"log.retention.ms":        strconv.FormatInt(embeddedRetention.Milliseconds(), 10),
-			"log.retention.bytes":     strconv.Itoa(embeddedRetentionBytes),
-			"log.segment.bytes":       strconv.Itoa(embeddedSegmentBytes),
-			"state.log.compact.bytes": strconv.Itoa(embeddedStateCompactBytes),
+			// Not by age: the publisher's client leaves the largest time of a batch empty, which a broker is to fill in and this one does not, so
+			// everything would be too old at once.
+			"log.retention.ms":        "-1",
+			"log.retention.bytes":     strconv.FormatInt(o.PartitionBytes, 10),
+			"log.segment.bytes":       strconv.FormatInt(max(1, o.PartitionBytes/segmentsPerPartition), 10),
+			"state.log.compact.bytes": strconv.Itoa(stateCompactBytes),
 		}),
 	}
 	var lock io.Closer = io.NopCloser(nil)
@@ -122,7 +129,7 @@ func (e *Embedded) Close() error {
 	return nil
 }
 
-// enforceRetention drops what is over the bounds: kfake by itself does so only for topics with bounds of their own, and not after a restart.
+// enforceRetention drops what is over the bound: kfake by itself does so only for topics with bounds of their own.
 func (e *Embedded) enforceRetention() {
 	defer close(e.stopped)
 	tick := time.NewTicker(retentionInterval)

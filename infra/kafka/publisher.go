@@ -18,6 +18,9 @@ const (
 	publishBackoff = 100 * time.Millisecond
 )
 
+// connectPause is how long Publish answers with the last failure to connect before it tries again, so that callers do not queue for an absent broker.
+const connectPause = 250 * time.Millisecond
+
 // errClosed is what a closed publisher or subscriber answers.
 var errClosed = errors.New("kafka: closed")
 
@@ -31,6 +34,8 @@ type Publisher struct {
 	mu       sync.Mutex
 	producer *producer // nil: made by the next Publish
 	closed   bool
+	failure  error // of the last attempt to make a producer, if it failed
+	failedAt time.Time
 }
 
 // producer counts its users, so that one that failed can be closed when the last of them is done.
@@ -108,10 +113,15 @@ func (p *Publisher) acquire() (*producer, error) {
 		return nil, errClosed
 	}
 	if p.producer == nil {
+		if p.failure != nil && time.Since(p.failedAt) < connectPause {
+			return nil, p.failure
+		}
 		made, err := sarama.NewSyncProducer(p.brokers, p.config)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			p.failure, p.failedAt = fmt.Errorf("%w: %w", ErrUnavailable, err), time.Now()
+			return nil, p.failure
 		}
+		p.failure = nil
 		p.producer = &producer{SyncProducer: made}
 	}
 	p.producer.users++

@@ -67,6 +67,7 @@ func NewSubscriber(brokers []string, group string, log *slog.Logger) (*Subscribe
 		ConsumerGroup:         group,
 		NackResendSleep:       nackResendWait,
 		ReconnectRetrySleep:   reconnectWait,
+		Tracer:                &pacer{},
 	}, clientLog(log))
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
@@ -132,4 +133,29 @@ func (s *Subscriber) Close() error {
 		return fmt.Errorf("kafka: close subscriber: %w", err)
 	}
 	return nil
+}
+
+// pacer keeps a consumer whose every connection fails at once, such as to a topic that is not there, from connecting hundreds of times a second:
+// Watermill's subscriber pauses only when it finds no broker. Its hook for tracing is called once for each connection.
+type pacer struct {
+	mu   sync.Mutex
+	last time.Time
+}
+
+// WrapConsumerGroupHandler waits until reconnectWait has passed since the connection before.
+func (p *pacer) WrapConsumerGroupHandler(handler sarama.ConsumerGroupHandler) sarama.ConsumerGroupHandler {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	time.Sleep(reconnectWait - time.Since(p.last))
+	p.last = time.Now()
+	return handler
+}
+
+// WrapConsumer, WrapPartitionConsumer and WrapSyncProducer change nothing.
+func (p *pacer) WrapConsumer(c sarama.Consumer) sarama.Consumer { return c }
+
+func (p *pacer) WrapPartitionConsumer(c sarama.PartitionConsumer) sarama.PartitionConsumer { return c }
+
+func (p *pacer) WrapSyncProducer(_ *sarama.Config, s sarama.SyncProducer) sarama.SyncProducer {
+	return s
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -21,11 +20,9 @@ const (
 type Topic struct {
 	Name       string
 	Partitions int32 // at least 1; cannot be changed later without losing the order of each key
-	// Retention is how long the broker keeps a message at least; 0 leaves it to the broker.
-	Retention time.Duration
 }
 
-// EnsureTopics makes the topics that are not there, with as many replicas as the broker makes by default. Those that are there stay as they
+// EnsureTopics makes the topics that are not there, with the broker's own defaults for all but the partitions. Those that are there stay as they
 // are, whatever their partitions and settings: operators may have chosen others. It may be called by many processes at once.
 func EnsureTopics(ctx context.Context, brokers []string, topics ...Topic) error {
 	ctx, cancel := context.WithTimeout(ctx, ensureTopicsTimeout)
@@ -44,12 +41,11 @@ func EnsureTopics(ctx context.Context, brokers []string, topics ...Topic) error 
 }
 
 func ensureTopic(ctx context.Context, admin *kadm.Client, topic Topic) error {
-	settings := map[string]*string{}
-	if topic.Retention > 0 {
-		settings["retention.ms"] = kadm.StringPtr(strconv.FormatInt(topic.Retention.Milliseconds(), 10))
+	if topic.Name == "" || topic.Partitions < 1 {
+		return fmt.Errorf("a topic needs a name and partitions, not %d", topic.Partitions)
 	}
 	const brokerDefault = -1
-	made, err := admin.CreateTopic(ctx, topic.Partitions, brokerDefault, settings, topic.Name)
+	made, err := admin.CreateTopic(ctx, topic.Partitions, brokerDefault, nil, topic.Name)
 	if err == nil {
 		err = made.Err
 	}
