@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/musique/musique/commands"
@@ -77,25 +76,4 @@ func (r *Reads) Quota(ctx context.Context, companyID string, env event.Environme
 		return commands.Used{}, fmt.Errorf("read the quotas: %w", err)
 	}
 	return used, nil
-}
-
-// maxOpenDeliveries bounds OpenDeliveries; a location with more waiting is asked about again when these have ended.
-const maxOpenDeliveries = 10_000
-
-// OpenDeliveries lists the deliveries at a location that have not ended, those that did not go out yet too, the oldest send first.
-func (r *Reads) OpenDeliveries(ctx context.Context, companyID string, env event.Environment, userID int64) ([]delivery.Ref, error) {
-	const query = `SELECT d.send_id, s.audio_id, d.external_id FROM sends.delivery d JOIN sends.send s ON s.send_id = d.send_id
-		WHERE d.user_id = $3 AND d.status IN ('scheduled', 'queued', 'delivered', 'playing') AND s.company_id = $1 AND s.environment = $2 AND s.sealed
-		ORDER BY s.position LIMIT $4`
-	rows, _ := r.pool.Query(ctx, query, companyID, env, userID, maxOpenDeliveries) // CollectRows gives its error
-	open, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (delivery.Ref, error) {
-		ref := delivery.Ref{UserID: userID}
-		err := row.Scan(&ref.SendID, &ref.AudioID, &ref.ExternalID)
-		ref.DeliveryID = delivery.ID(ref.SendID, userID)
-		return ref, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("find a location's open deliveries: %w", err)
-	}
-	return open, nil
 }
