@@ -11,6 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
 	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/eventstore"
@@ -32,7 +33,9 @@ func TestWatermillConformance(t *testing.T) {
 	}
 	tests.TestPubSub(t, features, func(t *testing.T) (message.Publisher, message.Subscriber) {
 		store := storetest.Open(t)
-		return publisher{store}, &topics{store: store}
+		subscriber := &topics{store: store}
+		t.Cleanup(func() { require.NoError(t, subscriber.Close()) }) // the suite leaves some open
+		return publisher{store}, subscriber
 	}, nil)
 }
 
