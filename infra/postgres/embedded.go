@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -120,15 +121,19 @@ func (e *Embedded) URL() string {
 // Done is closed when the server has been stopped for good. A server that dies does not end it: it is started again.
 func (e *Embedded) Done() <-chan struct{} { return e.done }
 
-// Stop ends the server: in an orderly way, or at once when that takes longer than 15 seconds. No data is lost either way.
-func (e *Embedded) Stop() error {
+// Stop ends the server: in an orderly way, or at once when ctx ends or the server takes longer than 15 seconds. No data is lost either way.
+func (e *Embedded) Stop(ctx context.Context) error {
 	e.cancel()
 	e.mu.Lock()
 	current := e.current
 	e.mu.Unlock()
-	err := current.stop()
-	<-e.done
-	return err
+	err := current.stop(ctx)
+	select {
+	case <-e.done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, ctx.Err())
+	}
 }
 
 // firstStart tries a few times, each time on another port if any is right.
@@ -174,7 +179,7 @@ func (e *Embedded) supervise() {
 		e.current = next
 		e.mu.Unlock()
 		if e.ctx.Err() != nil { // Stop may have asked the one before
-			if err := next.stop(); err != nil {
+			if err := next.stop(context.Background()); err != nil {
 				e.options.Log.Error("stop the embedded PostgreSQL", "error", err)
 			}
 			return

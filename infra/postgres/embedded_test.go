@@ -103,7 +103,7 @@ func start(t *testing.T, dir string) *postgres.Embedded {
 	t.Helper()
 	server, err := postgres.StartEmbedded(t.Context(), postgres.EmbeddedOptions{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	t.Cleanup(func() { require.NoError(t, server.Stop(context.Background())) })
 	return server
 }
 
@@ -166,14 +166,14 @@ func TestStopAndStartKeepTheData(t *testing.T) {
 	dir := filepath.Join(tempDir(t), "postgres")
 	server := start(t, dir)
 	execute(t, server.URL(), "CREATE TABLE kept AS SELECT 'kept' AS word")
-	require.NoError(t, server.Stop())
+	require.NoError(t, server.Stop(t.Context()))
 	select {
 	case <-server.Done():
 	default:
 		require.Fail(t, "Done is open after Stop")
 	}
 	require.True(t, refuses(t, server.URL()))
-	require.NoError(t, server.Stop(), "a second Stop has nothing to do")
+	require.NoError(t, server.Stop(t.Context()), "a second Stop has nothing to do")
 
 	again := start(t, dir)
 	require.Equal(t, "kept", ask(t, again.URL(), "SELECT word FROM kept"))
@@ -374,7 +374,7 @@ func TestADisposableServerLeavesNothing(t *testing.T) {
 		dir := filepath.Join(tempDir(t), "disposable")
 		server, err := postgres.StartEmbedded(t.Context(), postgres.EmbeddedOptions{Dir: dir, Disposable: true})
 		require.NoError(t, err)
-		require.NoError(t, server.Stop())
+		require.NoError(t, server.Stop(t.Context()))
 		require.NoDirExists(t, dir)
 	})
 	t.Run("when its program is killed", func(t *testing.T) {

@@ -117,7 +117,7 @@ func TestIsUnavailable(t *testing.T) {
 	held, err := pool.Acquire(t.Context())
 	require.NoError(t, err)
 	defer held.Release()
-	require.NoError(t, server.Stop())
+	require.NoError(t, server.Stop(t.Context()))
 	_, err = held.Exec(t.Context(), "SELECT 1")
 	require.True(t, postgres.IsUnavailable(err), "an open connection to a server that went away: %v", err)
 	_, err = held.Exec(t.Context(), "SELECT 1")

@@ -86,7 +86,7 @@ func (e *Embedded) start(ctx context.Context) (*server, error) {
 		case <-s.ended:
 			return nil, fmt.Errorf("embedded PostgreSQL did not start: %w: %s", s.err, s.output)
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("embedded PostgreSQL does not answer: %w: %s", err, s.output), s.stop())
+			return nil, errors.Join(fmt.Errorf("embedded PostgreSQL does not answer: %w: %s", err, s.output), s.stop(context.Background()))
 		case <-time.After(pollEvery):
 		}
 	}
@@ -132,14 +132,15 @@ func environment() []string {
 	return append(kept, "LC_ALL=C")
 }
 
-// stop asks for an orderly end, and for an immediate one if that takes too long. It returns when the server has ended.
-func (s *server) stop() error {
+// stop asks for an orderly end, and for an immediate one when ctx ends or the server takes too long. It returns when the server has ended.
+func (s *server) stop(ctx context.Context) error {
 	if _, err := io.WriteString(s.pipe, "stop\n"); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, syscall.EPIPE) {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
 	select {
 	case <-s.ended:
 		return nil
+	case <-ctx.Done():
 	case <-time.After(stopTimeout):
 	}
 	s.pipe.Close() // the watchdog ends it at once
