@@ -139,6 +139,7 @@ func newObject(path string, raw json.RawMessage, failed *fault.Fields) *object {
 			return o // not reached: the text is valid
 		}
 		if _, twice := o.fields[name]; twice {
+			o.read[name] = true // whether it is known or not, it has failed
 			o.fail(name, fault.InvalidFormat, "%s is given twice; give it once.", path+name)
 			continue
 		}

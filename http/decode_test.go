@@ -17,7 +17,7 @@ func TestBodiesThatAreNotOneObjectAreRefused(t *testing.T) {
 }
 
 func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
-	o, err := parseObject([]byte(`{"name": 7, "tags": ["a", 1], "channel": {"type": false, "odd": 1}, "all": "yes", "repeat": 1.5, "at": "tomorrow", "name": "x", "extra": 1}`))
+	o, err := parseObject([]byte(`{"name": 7, "twice": 1, "tags": ["a", 1], "channel": {"type": false, "odd": 1}, "all": "yes", "repeat": 1.5, "at": "tomorrow", "twice": 2, "extra": 1}`))
 	require.NoError(t, err)
 	require.Empty(t, o.text("name"))
 	require.Equal(t, []string{"a"}, o.texts("tags"))
@@ -27,6 +27,7 @@ func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
 	o.flag("all")
 	o.integer("repeat")
 	o.moment("at")
+	o.text("twice")
 	told, ok := o.err(func(fields *fault.Fields) {
 		fields.Add("name", fault.MissingField, "name is missing") // has failed already for what is really wrong with it
 		fields.Add("volume", fault.OutOfRange, "volume is too high")
@@ -39,7 +40,7 @@ func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
 	}
 	require.Equal(t, map[string]fault.Code{
 		"name": fault.InvalidFormat, "tags[1]": fault.InvalidFormat, "channel.type": fault.InvalidFormat, "channel.odd": fault.InvalidFormat,
-		"all": fault.InvalidFormat, "repeat": fault.InvalidFormat, "at": fault.InvalidFormat, "volume": fault.OutOfRange, "extra": fault.InvalidFormat,
+		"all": fault.InvalidFormat, "repeat": fault.InvalidFormat, "at": fault.InvalidFormat, "volume": fault.OutOfRange, "extra": fault.InvalidFormat, "twice": fault.InvalidFormat,
 	}, failed)
 }
 
