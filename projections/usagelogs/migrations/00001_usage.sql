@@ -18,7 +18,7 @@ CREATE TABLE request (
 ) PARTITION BY RANGE (at);
 CREATE INDEX request_list ON request (company_id, environment, at, event_id);
 
--- The time of the newest request that was logged: what is older than 90 days before it is dropped. The clock of the machine has no say, so a
+-- The time of the newest request that was logged. What is older than 90 days before its week is dropped. The clock of the machine has no say, so a
 -- replay keeps the same rows.
 CREATE TABLE newest (at timestamptz NOT NULL);
 INSERT INTO newest VALUES ('-infinity');
@@ -27,9 +27,12 @@ INSERT INTO newest VALUES ('-infinity');
 CREATE FUNCTION week_of(at timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS
 $$ SELECT to_timestamp(floor(extract(epoch FROM at) / 604800) * 604800) $$;
 
--- Whether a request of that time is kept: its week ended less than 90 days before the newest.
-CREATE FUNCTION is_kept(at timestamptz, newest timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE AS
-$$ SELECT to_timestamp(floor(extract(epoch FROM at) / 604800) * 604800 + 604800) > newest - interval '2160 hours' $$;
+-- Whether a request of that time is kept. The answer for a time changes only when the newest request is the first of a week, which is when old
+-- weeks are looked for; so the rows do not depend on how the requests came in pages.
+CREATE FUNCTION is_kept(at timestamptz, newest timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT to_timestamp(floor(extract(epoch FROM at) / 604800) * 604800 + 604800)
+        > to_timestamp(floor(extract(epoch FROM newest) / 604800) * 604800) - interval '2160 hours'
+$$;
 
 -- Makes the partitions for requests of these times, and drops those that are over.
 -- +goose StatementBegin
@@ -48,7 +51,7 @@ BEGIN
             FOR old IN
                 SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                 WHERE i.inhparent = 'request'::regclass
-                    AND NOT is_kept(to_timestamp(right(c.relname, 8) || ' UTC', 'YYYYMMDD TZ'), latest)
+                    AND NOT is_kept(to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC', latest)
             LOOP
                 EXECUTE format('DROP TABLE %s', old);
             END LOOP;
