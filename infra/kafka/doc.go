@@ -43,7 +43,7 @@ func clientConfig() *sarama.Config {
 	config.Net.WriteTimeout = requestTimeout
 	config.Metadata.AllowAutoTopicCreation = false
 	config.Metadata.Full = false // only the topics in use
-	config.Metadata.Retry.Max = 5
-	config.Metadata.Retry.Backoff = 200 * time.Millisecond
+	config.Metadata.Retry.Max = 3
+	config.Metadata.Retry.Backoff = 100 * time.Millisecond
 	return config
 }
