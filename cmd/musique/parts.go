@@ -88,7 +88,11 @@ func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *pa
 	}
 	if database != nil {
 		databaseURL = database.URL()
-		p.closers = append(p.closers, database.Stop)
+		p.closers = append(p.closers, func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+			defer cancel()
+			return database.Stop(ctx)
+		})
 	}
 	if err != nil {
 		return nil, err
