@@ -396,3 +396,20 @@ func TestDataOfAnotherVersionIsLeftAlone(t *testing.T) {
 	require.ErrorContains(t, err, "made by PostgreSQL 8")
 	require.FileExists(t, filepath.Join(data, "PG_VERSION"))
 }
+
+// BenchmarkStart is the time until the server answers: on an empty folder, on data that is there, and the disposable one of tests.
+func BenchmarkStart(b *testing.B) {
+	run := func(b *testing.B, disposable bool, dir func() string) {
+		for b.Loop() {
+			server, err := postgres.StartEmbedded(b.Context(), postgres.EmbeddedOptions{Dir: dir(), Disposable: disposable})
+			require.NoError(b, err)
+			b.StopTimer()
+			require.NoError(b, server.Stop(b.Context()))
+			b.StartTimer()
+		}
+	}
+	b.Run("cold", func(b *testing.B) { run(b, false, b.TempDir) })
+	b.Run("disposable", func(b *testing.B) { run(b, true, b.TempDir) })
+	warm := b.TempDir()
+	b.Run("warm", func(b *testing.B) { run(b, false, func() string { return warm }) })
+}
