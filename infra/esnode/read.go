@@ -1,6 +1,7 @@
 package esnode
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math"
 	"strconv"
@@ -82,6 +83,9 @@ func readAll(v *view, backwards bool, from uint64, count uint64, f filter, send 
 
 // eachPosition goes through the values of the keys in [lower, upper) until visit says no or fails.
 func eachPosition(r pebble.Reader, lower, upper []byte, backwards bool, visit func(value []byte) (more bool, err error)) error {
+	if bytes.Compare(lower, upper) >= 0 {
+		return nil
+	}
 	it, err := r.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -38,8 +39,9 @@ const (
 	// memTableBytes and cacheBytes bound what the database keeps in memory.
 	memTableBytes = 32 << 20
 	cacheBytes    = 64 << 20
-	// ringEvents is how many of the newest events are kept in memory, so that live subscriptions read no disk.
+	// ringEvents and ringBytes bound the newest events that are kept in memory, so that live subscriptions read no disk.
 	ringEvents = 4096
+	ringBytes  = 32 << 20
 )
 
 type recorded = streams.ReadResp_ReadEvent_RecordedEvent
@@ -47,14 +49,17 @@ type recorded = streams.ReadResp_ReadEvent_RecordedEvent
 // errFailed is answered to everything after the disk refused a write: what is on it is unknown until the node is opened again.
 var errFailed = errors.New("the event store's disk failed; the node must be restarted")
 
+// errClosed is answered to what the node's closing cuts off.
+var errClosed = errors.New("the event store is closing")
+
 // store is the durable part of the node. One goroutine writes (writer); any number read through views.
 type store struct {
 	db     *pebble.DB
 	log    *slog.Logger
-	failed atomic.Bool
+	failed chan struct{} // closed once the disk failed
 
 	mu      sync.Mutex
-	current *view
+	current *view         // nil once the store is closed
 	changed chan struct{} // closed and replaced whenever current is
 	ring    ring
 }
@@ -66,29 +71,56 @@ type view struct {
 	refs     int
 }
 
-// fatalError carries a pebble "fatal" out of the goroutine that met it.
-type fatalError struct{ message string }
-
-// logger turns pebble's log into slog, and its Fatalf into a panic that the writer turns into a failed store.
-type logger struct{ log *slog.Logger }
+// logger turns pebble's log into slog. A failure that pebble cannot go on after stops the store, and the goroutine that met it.
+type logger struct {
+	log   *slog.Logger
+	armed *atomic.Bool
+	fail  func(error)
+}
 
 func (l logger) Infof(format string, args ...any) {
 	l.log.Debug("pebble", "message", fmt.Sprintf(format, args...))
 }
+
 func (l logger) Errorf(format string, args ...any) {
 	l.log.Error("pebble", "message", fmt.Sprintf(format, args...))
 }
+
 func (l logger) Fatalf(format string, args ...any) {
-	panic(fatalError{fmt.Sprintf(format, args...)})
+	err := fmt.Errorf(format, args...)
+	if !l.armed.Load() {
+		panic(openFailure{err})
+	}
+	l.fail(err)
+	runtime.Goexit()
+}
+
+// openFailure carries an error out of the opening of a database.
+type openFailure struct{ err error }
+
+// openDatabase is pebble.Open with pebble's "fatal" failures as errors.
+func openDatabase(dir string, options *pebble.Options) (db *pebble.DB, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			failure, ok := p.(openFailure)
+			if !ok {
+				panic(p)
+			}
+			err = failure.err
+		}
+	}()
+	return pebble.Open(dir, options)
 }
 
 func openStore(dir string, fs vfs.FS, log *slog.Logger) (*store, error) {
+	s := &store{log: log, failed: make(chan struct{}), changed: make(chan struct{}), ring: newRing(ringEvents, ringBytes)}
+	under := &disk{FS: fs, failed: s.fail}
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref()
 	options := &pebble.Options{
 		Cache:                      cache,
-		FS:                         fs,
-		Logger:                     logger{log},
+		FS:                         under,
+		Logger:                     logger{log, &under.armed, s.fail},
 		MemTableSize:               memTableBytes,
 		FormatMajorVersion:         pebble.FormatNewest,
 		L0CompactionThreshold:      4,
@@ -98,11 +130,11 @@ func openStore(dir string, fs vfs.FS, log *slog.Logger) (*store, error) {
 	for i := range options.Levels {
 		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
-	db, err := pebble.Open(dir, options)
+	db, err := openDatabase(dir, options)
 	if err != nil {
 		return nil, fmt.Errorf("open event store in %s: %w", dir, err)
 	}
-	s := &store{db: db, log: log, changed: make(chan struct{}), ring: newRing(ringEvents)}
+	s.db = db
 	if err := s.checkFormat(); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -112,7 +144,29 @@ func openStore(dir string, fs vfs.FS, log *slog.Logger) (*store, error) {
 	}
 	s.current = &view{snapshot: db.NewSnapshot(), head: head, refs: 1}
 	s.ring.reset(head)
+	under.armed.Store(true)
 	return s, nil
+}
+
+// fail stops the store for good and lets everyone who waits for it know. What pebble holds in memory is not touched any more; the next
+// open recovers from the disk.
+func (s *store) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hasFailed() {
+		return
+	}
+	close(s.failed)
+	s.log.Error("the event store stops: its disk failed", "error", err)
+}
+
+func (s *store) hasFailed() bool {
+	select {
+	case <-s.failed:
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *store) checkFormat() error {
@@ -134,23 +188,25 @@ func (s *store) close() error {
 	s.mu.Lock()
 	last := s.current
 	s.current = nil
-	close(s.changed)
 	s.mu.Unlock()
-	if s.failed.Load() {
-		return nil // pebble's own state is unknown now; the next open recovers from the disk
+	if s.hasFailed() {
+		return nil // pebble's own state is unknown now, and a call into it could wait for the one that failed
 	}
 	return errors.Join(s.release(last), s.db.Close())
 }
 
-// acquire gives the newest view; the caller releases it. ok is false once the store is closed.
-func (s *store) acquire() (v *view, changed <-chan struct{}, ok bool) {
+// acquire gives the newest view; the caller releases it. changed is closed when there is a newer one.
+func (s *store) acquire() (v *view, changed <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.hasFailed() {
+		return nil, nil, errFailed
+	}
 	if s.current == nil {
-		return nil, nil, false
+		return nil, nil, errClosed
 	}
 	s.current.refs++
-	return s.current, s.changed, true
+	return s.current, s.changed, nil
 }
 
 func (s *store) release(v *view) error {
@@ -158,7 +214,7 @@ func (s *store) release(v *view) error {
 	v.refs--
 	last := v.refs == 0
 	s.mu.Unlock()
-	if last {
+	if last && !s.hasFailed() {
 		return v.snapshot.Close()
 	}
 	return nil
@@ -236,23 +292,46 @@ func positionOf(r pebble.Reader, stream string, revision uint64) (position uint6
 	return binary.BigEndian.Uint64(value), true, nil
 }
 
-// ring keeps the newest events by position. Positions are dense, so the place of one follows from the last.
+// ring keeps the newest events by position, as many as its two bounds allow. Positions are dense, so the place of one follows from the last.
 type ring struct {
-	events []*recorded
-	last   uint64
-	size   int
+	events   []*recorded
+	last     uint64
+	size     int
+	bytes    int
+	maxBytes int
 }
 
-func newRing(capacity int) ring { return ring{events: make([]*recorded, capacity)} }
+func newRing(capacity, maxBytes int) ring {
+	return ring{events: make([]*recorded, capacity), maxBytes: maxBytes}
+}
 
-func (r *ring) reset(last uint64) { r.last, r.size = last, 0 }
+func (r *ring) reset(last uint64) { r.last = last }
+
+func (r *ring) place(position uint64) *(*recorded) {
+	return &r.events[position%uint64(len(r.events))]
+}
 
 func (r *ring) add(events []*recorded) {
 	for _, e := range events {
+		if r.size == len(r.events) {
+			r.drop()
+		}
 		r.last = e.CommitPosition
-		r.events[r.last%uint64(len(r.events))] = e
-		r.size = min(r.size+1, len(r.events))
+		*r.place(r.last) = e
+		r.size++
+		r.bytes += payloadBytes(e)
+		for r.bytes > r.maxBytes {
+			r.drop()
+		}
 	}
+}
+
+// drop forgets the oldest event.
+func (r *ring) drop() {
+	oldest := r.place(r.last - uint64(r.size) + 1)
+	r.bytes -= payloadBytes(*oldest)
+	r.size--
+	*oldest = nil
 }
 
 // after gives up to max events that follow position, or ok false if they are not all in memory any more.
@@ -266,7 +345,9 @@ func (r *ring) after(position uint64, max int) (events []*recorded, ok bool) {
 	n := min(int(r.last-position), max)
 	events = make([]*recorded, n)
 	for i := range events {
-		events[i] = r.events[(position+1+uint64(i))%uint64(len(r.events))]
+		events[i] = *r.place(position + 1 + uint64(i))
 	}
 	return events, true
 }
+
+func payloadBytes(e *recorded) int { return len(e.Data) + len(e.CustomMetadata) }

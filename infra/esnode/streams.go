@@ -18,8 +18,13 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// maxAppendBytes is EventStoreDB's default limit (MaxAppendSize) for the data and metadata of one append.
+// maxAppendBytes is EventStoreDB's default limit (MaxAppendSize) for the events of one append, by sizeOnDisk.
 const maxAppendBytes = 1 << 20
+
+// sizeOnDisk counts an event as EventStoreDB does (Event.SizeOnDisk): its data, its metadata and its type's name in UTF-16.
+func sizeOnDisk(m *streams.AppendReq_ProposedMessage) int {
+	return len(m.GetData()) + len(m.GetCustomMetadata()) + 2*len(m.GetMetadata()["type"])
+}
 
 // streamsServer is the protocol's Streams service over the store.
 type streamsServer struct {
@@ -58,7 +63,7 @@ func (s *streamsServer) Append(call streams.Streams_AppendServer) error {
 			return status.Error(codes.InvalidArgument, "an append's options are followed by events only")
 		}
 		// A call that is too large is read to its end all the same: the client looks at the answer only after it sent everything.
-		bytes += len(message.Data) + len(message.CustomMetadata)
+		bytes += sizeOnDisk(message)
 		if bytes > maxAppendBytes {
 			one.events = nil
 			continue
@@ -192,9 +197,6 @@ func (s *streamsServer) end(ctx context.Context, id *shared.StreamIdentifier, ki
 // Read answers reads and subscriptions, of a stream and of `$all`.
 func (s *streamsServer) Read(r *streams.ReadReq, call streams.Streams_ReadServer) error {
 	o := r.GetOptions()
-	if s.store.failed.Load() {
-		return failure(call, errFailed)
-	}
 	f, err := parseFilter(o.GetFilter())
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
@@ -219,9 +221,9 @@ func (s *streamsServer) readAll(o *streams.ReadReq_Options, f filter, out answer
 	if o.GetAll().GetEnd() != nil {
 		from = math.MaxUint64
 	}
-	v, _, ok := s.store.acquire()
-	if !ok {
-		return errFailed
+	v, _, err := s.store.acquire()
+	if err != nil {
+		return err
 	}
 	if !backwards && from > v.head {
 		return s.store.release(v)
@@ -239,9 +241,9 @@ func (s *streamsServer) readStream(o *streams.ReadReq_Options, out answer) error
 	if o.GetStream().GetEnd() != nil {
 		from = latest
 	}
-	v, _, ok := s.store.acquire()
-	if !ok {
-		return errFailed
+	v, _, err := s.store.acquire()
+	if err != nil {
+		return err
 	}
 	return joinRelease(s.store, v, readStream(v, stream, backwards, from, o.GetCount(), s.now(), out.event))
 }
@@ -249,9 +251,9 @@ func (s *streamsServer) readStream(o *streams.ReadReq_Options, out answer) error
 func (s *streamsServer) subscribeToAll(o *streams.ReadReq_Options_AllOptions, f filter, out answer) error {
 	after := o.GetPosition().GetCommitPosition()
 	if o.GetEnd() != nil {
-		v, _, ok := s.store.acquire()
-		if !ok {
-			return errFailed
+		v, _, err := s.store.acquire()
+		if err != nil {
+			return err
 		}
 		after = v.head
 		if err := s.store.release(v); err != nil {
@@ -347,7 +349,7 @@ func failure(call trailers, err error) error {
 		call.SetTrailer(metadata.Pairs("exception", "wrong-expected-version",
 			"expected-version", strconv.FormatInt(wrong.expected, 10), "actual-version", strconv.FormatInt(wrong.current, 10)))
 		return status.Error(codes.FailedPrecondition, "Append failed due to WrongExpectedVersion. "+err.Error())
-	case errors.Is(err, errFailed):
+	case errors.Is(err, errFailed), errors.Is(err, errClosed):
 		return status.Error(codes.Unavailable, err.Error())
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.FromContextError(err).Err()

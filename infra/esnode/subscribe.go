@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// subscriptionPage is how many events a subscription looks at before it takes a newer view of the store.
-const subscriptionPage = 1024
+// subscriptionPage and subscriptionPageBytes are how many events, and how much of them, a subscription looks at before it takes a newer view
+// of the store.
+const (
+	subscriptionPage      = 1024
+	subscriptionPageBytes = 4 << 20
+)
 
 // subscriber is told what a subscription sees.
 type subscriber interface {
@@ -22,9 +26,9 @@ type subscriber interface {
 func subscribeAll(ctx context.Context, s *store, after uint64, f filter, to subscriber) error {
 	live, sinceCheckpoint := false, 0
 	for {
-		v, changed, ok := s.acquire()
-		if !ok {
-			return errFailed
+		v, changed, err := s.acquire()
+		if err != nil {
+			return err
 		}
 		page, fromMemory, err := s.page(v, after)
 		if err := joinRelease(s, v, err); err != nil {
@@ -70,6 +74,8 @@ func subscribeAll(ctx context.Context, s *store, after uint64, f filter, to subs
 		}
 		select {
 		case <-changed:
+		case <-s.failed:
+			return errFailed
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -87,10 +93,15 @@ func (s *store) page(v *view, after uint64) (events []*recorded, fromMemory bool
 	if fromMemory {
 		return events, true, nil
 	}
-	events = make([]*recorded, 0, subscriptionPage)
-	err = readAll(v, false, after+1, subscriptionPage, filter{}, func(e *recorded) error {
+	bytes := 0
+	err = eachPosition(v.snapshot, eventKey(after+1), eventKey(v.head+1), false, func(value []byte) (bool, error) {
+		e, err := decodeEvent(value)
+		if err != nil {
+			return false, err
+		}
 		events = append(events, e)
-		return nil
+		bytes += payloadBytes(e)
+		return len(events) < subscriptionPage && bytes < subscriptionPageBytes, nil
 	})
 	return events, false, err
 }
@@ -99,12 +110,12 @@ func (s *store) page(v *view, after uint64) (events []*recorded, fromMemory bool
 func subscribeStream(ctx context.Context, s *store, stream string, after int64, now func() time.Time, to subscriber) error {
 	live := false
 	for {
-		v, changed, ok := s.acquire()
-		if !ok {
-			return errFailed
+		v, changed, err := s.acquire()
+		if err != nil {
+			return err
 		}
 		before := after
-		err := readStream(v, stream, false, after+1, subscriptionPage, now(), func(e *recorded) error {
+		err = readStream(v, stream, false, after+1, subscriptionPage, now(), func(e *recorded) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -128,6 +139,8 @@ func subscribeStream(ctx context.Context, s *store, stream string, after int64, 
 		}
 		select {
 		case <-changed:
+		case <-s.failed:
+			return errFailed
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -136,9 +149,9 @@ func subscribeStream(ctx context.Context, s *store, stream string, after int64, 
 
 // lastRevision is where a subscription "from the end" of a stream begins.
 func lastRevision(s *store, stream string) (int64, error) {
-	v, _, ok := s.acquire()
-	if !ok {
-		return 0, errFailed
+	v, _, err := s.acquire()
+	if err != nil {
+		return 0, err
 	}
 	h, err := headOf(v.snapshot, stream)
 	if h.last == math.MaxInt64 {

@@ -98,10 +98,13 @@ func newWriter(s *store, now func() time.Time) *writer {
 	return w
 }
 
-// close ends the writer after the group that it is at.
+// close ends the writer after the group that it is at. A writer whose disk failed may never end.
 func (w *writer) close() {
 	close(w.stop)
-	<-w.ended
+	select {
+	case <-w.ended:
+	case <-w.store.failed:
+	}
 }
 
 // submit queues a write and waits for its answer. If ctx ends first the write may still happen, as with any lost answer.
@@ -115,21 +118,30 @@ func (w *writer) submit(ctx context.Context, one *write) outcome {
 	case w.queue <- one:
 	case <-ctx.Done():
 		return outcome{err: ctx.Err()}
-	case <-w.ended:
+	case <-w.store.failed:
 		return outcome{err: errFailed}
+	case <-w.ended:
+		return outcome{err: errClosed}
 	}
 	select {
 	case o := <-one.done:
 		return o
 	case <-ctx.Done():
 		return outcome{err: ctx.Err()}
+	case <-w.store.failed:
+		return one.answered(errFailed)
 	case <-w.ended:
-		select {
-		case o := <-one.done:
-			return o
-		default:
-			return outcome{err: errFailed}
-		}
+		return one.answered(errClosed)
+	}
+}
+
+// answered gives the outcome of a write whose writer is gone: the one that it still told, or else why there is none.
+func (one *write) answered(otherwise error) outcome {
+	select {
+	case o := <-one.done:
+		return o
+	default:
+		return outcome{err: otherwise}
 	}
 }
 
@@ -139,10 +151,11 @@ func (w *writer) run() {
 		select {
 		case <-w.stop:
 			return
+		case <-w.store.failed:
+			return
 		case first := <-w.queue:
 			if err := w.commit(w.gather(first)); err != nil {
-				w.store.failed.Store(true)
-				w.store.log.Error("the event store stops: its disk failed", "error", err)
+				w.store.fail(err)
 				return
 			}
 		}
@@ -164,30 +177,17 @@ func (w *writer) gather(first *write) []*write {
 	return group
 }
 
-// commit decides and syncs one group, then answers. An error means that the disk is not to be trusted any more.
-func (w *writer) commit(group []*write) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			fatal, ok := p.(fatalError)
-			if !ok {
-				panic(p)
-			}
-			err = errors.New(fatal.message)
-		}
-		if err != nil {
-			for _, one := range group {
-				one.answer(outcome{err: errFailed})
-			}
-		}
-	}()
+// commit decides and syncs one group, then answers. An error means that the disk is not to be trusted any more; then nobody is answered here,
+// and the failed store is the answer.
+func (w *writer) commit(group []*write) error {
 	g := &pending{batch: w.store.db.NewIndexedBatch(), position: w.store.current.head, now: w.now()}
-	defer g.batch.Close() //nolint:errcheck // a batch that was committed or is dropped holds nothing more
 	outcomes := make([]outcome, len(group))
 	for i, one := range group {
-		if one.ctx.Err() != nil {
-			outcomes[i] = outcome{err: one.ctx.Err()}
+		if err := one.ctx.Err(); err != nil {
+			outcomes[i] = outcome{err: err}
 			continue
 		}
+		var err error
 		if outcomes[i], err = g.decide(one); err != nil {
 			return err
 		}
@@ -199,17 +199,12 @@ func (w *writer) commit(group []*write) (err error) {
 		w.store.publish(g.events)
 	}
 	for i, one := range group {
-		one.answer(outcomes[i])
+		one.done <- outcomes[i]
+	}
+	if err := g.batch.Close(); err != nil {
+		return fmt.Errorf("close batch: %w", err)
 	}
 	return nil
-}
-
-// answer gives the outcome to the caller; a second one (after a failure amid answering) is dropped.
-func (one *write) answer(o outcome) {
-	select {
-	case one.done <- o:
-	default:
-	}
 }
 
 // pending is a group while it is decided: the batch sees the store and all that the group wrote before.
@@ -273,35 +268,36 @@ func matches(expected int64, h head) bool {
 	}
 }
 
-// repeated finds out whether the events stand in the stream already.
-func (g *pending) repeated(one *write, h head) (bool, outcome, error) {
+// repeated finds out whether the events stand in the stream already, one after the other. With no revision to go by, events of which only
+// the first ones are there are neither a repeat nor new, and are refused.
+func (g *pending) repeated(one *write, h head) (decided bool, o outcome, err error) {
 	if len(one.events) == 0 || h.last == noRevision {
 		return false, outcome{}, nil
 	}
-	var from int64
-	switch {
-	case one.expected == expectAny || one.expected == expectStreamExists:
+	from, byID := one.expected+1, false
+	if one.expected == expectAny || one.expected == expectStreamExists {
 		first, found, err := g.byID(one.stream, one.events[0].id)
 		if err != nil || !found {
 			return false, outcome{}, err
 		}
-		from = int64(first.StreamRevision)
-	case one.expected < h.last:
-		from = one.expected + 1
-	default:
+		from, byID = int64(first.StreamRevision), true
+	}
+	if from > h.last {
 		return false, outcome{}, nil
 	}
 	var last *recorded
 	for i, e := range one.events {
 		position, found, err := positionOf(g.batch, one.stream, uint64(from)+uint64(i))
-		if err != nil || !found {
+		if err != nil {
 			return false, outcome{}, err
 		}
-		if last, err = eventAt(g.batch, position); err != nil {
-			return false, outcome{}, err
+		if found {
+			if last, err = eventAt(g.batch, position); err != nil {
+				return false, outcome{}, err
+			}
 		}
-		if idOf(last) != e.id {
-			return false, outcome{}, nil
+		if !found || idOf(last) != e.id {
+			return byID, outcome{err: wrongRevision{one.expected, h.last}}, nil
 		}
 	}
 	return true, outcome{revision: int64(last.StreamRevision), position: last.CommitPosition}, nil
