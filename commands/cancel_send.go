@@ -18,9 +18,6 @@ type CancelSendHandler struct{ *tools }
 
 // Handle cancels the send; the deliveries that it went out in are cancelled by a worker, one by one, each unless it has ended by then.
 func (h CancelSendHandler) Handle(ctx context.Context, cmd CancelSend) error {
-	if err := h.settleHead(ctx, Sends); err != nil {
-		return err
-	}
 	ended, err := h.Reads.SendEnded(ctx, cmd.SendID)
 	if err != nil {
 		return err

@@ -42,7 +42,7 @@ func (h DeleteAudioHandler) Handle(ctx context.Context, cmd DeleteAudio) error {
 	if err != nil {
 		return err
 	}
-	pending, err := h.pendingSends(ctx, cmd)
+	pending, err := h.pendingSends(ctx, cmd, marked)
 	if err != nil {
 		h.abandon(ctx, stream, meta, marked)
 		return err
@@ -72,8 +72,9 @@ func (h DeleteAudioHandler) Handle(ctx context.Context, cmd DeleteAudio) error {
 	return nil
 }
 
-func (h DeleteAudioHandler) pendingSends(ctx context.Context, cmd DeleteAudio) ([]string, error) {
-	if err := h.settleHead(ctx, Sends); err != nil {
+// pendingSends asks the read model when it has passed the mark, and so every send that did not see it.
+func (h DeleteAudioHandler) pendingSends(ctx context.Context, cmd DeleteAudio, marked event.Position) ([]string, error) {
+	if err := h.waitFor(ctx, marked, Sends); err != nil {
 		return nil, fmt.Errorf("look for pending sends: %w", &fault.Error{Code: fault.ServiceUnavailable, Message: "It could not be found out whether sends of the audio are pending; try again.", RetryAfter: retryAfter})
 	}
 	return h.Reads.PendingSends(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.AudioID)

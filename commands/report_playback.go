@@ -7,6 +7,7 @@ import (
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/send"
 )
 
 // ReportPlayback takes a player's word of what became of a delivery.
@@ -26,11 +27,11 @@ type ReportPlaybackHandler struct{ *tools }
 
 // Handle records the report. One that is repeated or late changes nothing and is no error. It gives the status that the delivery has now.
 func (h ReportPlaybackHandler) Handle(ctx context.Context, cmd ReportPlayback) (delivery.Status, error) {
-	_, userID, ok := delivery.ParseID(cmd.DeliveryID)
+	sendID, userID, ok := delivery.ParseID(cmd.DeliveryID)
 	if !ok || userID != cmd.UserID {
 		return "", fault.New(fault.NotFound, "There is no such delivery at this location.")
 	}
-	ref, err := h.ref(ctx, cmd)
+	ref, err := h.ref(ctx, cmd, sendID)
 	if err != nil {
 		return "", err
 	}
@@ -54,18 +55,26 @@ func (h ReportPlaybackHandler) Handle(ctx context.Context, cmd ReportPlayback) (
 	return status, nil
 }
 
-// ref finds what the delivery is about. Players can be faster than the read model, so it is let catch up before the delivery is said to be unknown.
-func (h ReportPlaybackHandler) ref(ctx context.Context, cmd ReportPlayback) (delivery.Ref, error) {
-	for caughtUp := false; ; caughtUp = true {
-		ref, found, err := h.Reads.Delivery(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.DeliveryID)
-		if err != nil || found {
-			return ref, err
-		}
-		if caughtUp {
-			return delivery.Ref{}, fault.New(fault.NotFound, "There is no such delivery at this location.")
-		}
-		if err := h.settleHead(ctx, Sends); err != nil {
-			return delivery.Ref{}, err
+// ref finds what the delivery is about. A player can be faster than the read model; then the send's own stream is asked.
+func (h ReportPlaybackHandler) ref(ctx context.Context, cmd ReportPlayback, sendID string) (delivery.Ref, error) {
+	ref, found, err := h.Reads.Delivery(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.DeliveryID)
+	if err != nil || found {
+		return ref, err
+	}
+	history, err := h.Store.Load(ctx, send.Stream(sendID))
+	if err != nil {
+		return delivery.Ref{}, err
+	}
+	s, err := send.Load(history)
+	if err != nil {
+		return delivery.Ref{}, err
+	}
+	if s.BelongsTo(cmd.Caller.CompanyID, cmd.Caller.Environment) && !s.Open {
+		for _, sent := range s.Sent {
+			if sent.UserID == cmd.UserID {
+				return delivery.Ref{DeliveryID: sent.DeliveryID, SendID: s.ID, AudioID: sent.AudioID, ExternalID: sent.ExternalID, UserID: sent.UserID}, nil
+			}
 		}
 	}
+	return delivery.Ref{}, fault.New(fault.NotFound, "There is no such delivery at this location.")
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/musique/musique/domain/audio"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/eventstore"
 )
@@ -60,7 +61,7 @@ func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (AudioSent,
 	if err != nil {
 		return AudioSent{}, err
 	}
-	if err := h.withinQuota(ctx, cmd.Caller, Used{Sends: int64(len(to))}); err != nil {
+	if err := h.withinQuota(ctx, cmd.Caller, Used{Sends: 1}); err != nil {
 		return AudioSent{}, err
 	}
 	meta := h.metadata(cmd.Caller)
@@ -135,7 +136,10 @@ func (h SendAudioHandler) sendable(ctx context.Context, cmd SendAudio) error {
 	return a.Sendable(cmd.Caller.CompanyID, cmd.Caller.Environment, h.now())
 }
 
-// destinations finds the locations. Before it says that one is unknown it lets the read model catch up with the store.
+// maxDoubted bounds the external IDs that are looked for in the store before they are said to be unknown.
+const maxDoubted = 20
+
+// destinations finds the locations. Before it says that one is unknown it asks the store, which the read model may lag behind.
 func (h SendAudioHandler) destinations(ctx context.Context, cmd SendAudio) ([]send.Location, error) {
 	for caughtUp := false; ; caughtUp = true {
 		found, unknown, err := h.Reads.Destinations(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.Request.Targets)
@@ -146,10 +150,14 @@ func (h SendAudioHandler) destinations(ctx context.Context, cmd SendAudio) ([]se
 			return found, nil
 		}
 		if !caughtUp {
-			if err := h.settleHead(ctx, Locations); err != nil {
-				h.Log.Warn("the locations lag behind the store", "error", err)
+			registered, err := h.registered(ctx, cmd.Caller, unknown)
+			if err != nil {
+				return nil, err
 			}
-			continue
+			if !registered.IsZero() {
+				h.settle(ctx, registered, Locations)
+				continue
+			}
 		}
 		if len(unknown) == 0 {
 			return nil, fault.New(fault.NotFound, "No location matches; nothing was sent.")
@@ -161,6 +169,34 @@ func (h SendAudioHandler) destinations(ctx context.Context, cmd SendAudio) ([]se
 		refused.Param, refused.Details = "externalIds", map[string]any{"externalIds": unknown}
 		return nil, refused
 	}
+}
+
+// registered looks for external IDs among the locations in the store. The position is that of the newest that is there, zero if none is.
+func (h SendAudioHandler) registered(ctx context.Context, c Caller, externalIDs []string) (newest event.Position, err error) {
+	for _, externalID := range externalIDs[:min(len(externalIDs), maxDoubted)] {
+		if !location.ValidExternalID(externalID) {
+			continue
+		}
+		userID, found, err := h.findUser(ctx, c.CompanyID, externalID)
+		if err != nil {
+			return event.Position{}, err
+		}
+		if !found {
+			continue
+		}
+		history, err := h.Store.Load(ctx, location.Stream(c.CompanyID, userID, c.Environment))
+		if err != nil {
+			return event.Position{}, err
+		}
+		l, err := location.Load(history)
+		if err != nil {
+			return event.Position{}, err
+		}
+		if l.Registered && newest.Before(history[len(history)-1].Position) {
+			newest = history[len(history)-1].Position
+		}
+	}
+	return newest, nil
 }
 
 // record appends the send's events: in one append if they fit, else in parts that a BroadcastSealed closes.

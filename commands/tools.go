@@ -85,15 +85,6 @@ func (t *tools) waitFor(ctx context.Context, position event.Position, projection
 	return t.Reads.WaitFor(ctx, position, projections...)
 }
 
-// settleHead waits until the read models have seen everything that is in the store now.
-func (t *tools) settleHead(ctx context.Context, projections ...string) error {
-	head, err := t.Store.Head(ctx)
-	if err != nil {
-		return err
-	}
-	return t.waitFor(ctx, head, projections...)
-}
-
 // mustHold is settle for what has to hold everywhere before the answer.
 func (t *tools) mustHold(ctx context.Context, position event.Position, projections ...string) error {
 	if err := t.waitFor(ctx, position, projections...); err != nil {

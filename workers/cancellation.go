@@ -65,11 +65,7 @@ func (w *Cancellation) affected(ctx context.Context, e event.Recorded) (refs []d
 			return nil, "", fmt.Errorf("read %s %d@%s: %w", e.Type, e.Revision, e.Stream, err)
 		}
 		// Every send that was accepted before the location went must be in the read model when it is asked.
-		head, err := w.Store.Head(ctx)
-		if err != nil {
-			return nil, "", err
-		}
-		if err := w.Reads.WaitFor(ctx, head, commands.Sends); err != nil {
+		if err := w.Reads.WaitFor(ctx, e.Position, commands.Sends); err != nil {
 			return nil, "", err
 		}
 		refs, err := w.Reads.OpenDeliveries(ctx, e.Metadata.CompanyID, e.Metadata.Environment, removed.UserID)

@@ -6,8 +6,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/musique/musique/domain/audio"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/projections/readmodel"
 )
@@ -30,6 +32,10 @@ var Types = []string{
 	delivery.Failed{}.EventType(),
 	delivery.Expired{}.EventType(),
 	delivery.Cancelled{}.EventType(),
+	// These change no rows. A projection passes at once only what it follows, and who deletes audio or removes a location has to know that every send
+	// before that is here.
+	audio.DeletionStarted{}.EventType(),
+	location.Removed{}.EventType(),
 }
 
 // Apply turns events into statements. What a run of events does to deliveries is folded first and written together; an event about a send as a whole
