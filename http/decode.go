@@ -196,7 +196,8 @@ func (o *object) refuseUnknown() {
 }
 
 func (o *object) fail(name string, code fault.Code, format string, args ...any) {
-	if len(*o.failed) < maxReportedFields {
+	again := slices.ContainsFunc(*o.failed, func(f fault.Field) bool { return f.Param == o.path+name })
+	if !again && len(*o.failed) < maxReportedFields {
 		o.failed.Add(o.path+name, code, format, args...)
 	}
 }

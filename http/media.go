@@ -18,9 +18,6 @@ func (s *Server) mediaURL(c *call, blobKey string, lifetime time.Duration) strin
 
 // media serves the audio that a signed URL names. It needs no token: the signature is what lets in.
 func (s *Server) media(c *call) error {
-	if err := http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(mediaTimeout)); err != nil {
-		return err
-	}
 	var failed error
 	blobs.Handler(s.blobs, s.signer, s.now, func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err }).ServeHTTP(c.w, c.r)
 	return failed

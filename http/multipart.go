@@ -3,7 +3,6 @@ package httpapi
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -60,7 +59,7 @@ func readForm(h http.Header, body io.Reader, shape formShape) (*form, error) {
 	parts := multipart.NewReader(body, boundary)
 	for n := 0; ; n++ {
 		part, err := parts.NextPart()
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { //nolint:errorlint // bare, it is the last boundary; wrapped, it is a body that ended early
 			return f, nil
 		}
 		if err != nil {

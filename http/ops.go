@@ -43,7 +43,10 @@ func (s *Server) newOpsAPI() http.Handler {
 	router.Path("/livez").Methods(http.MethodGet, http.MethodHead).HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "alive") })
 	router.Path("/readyz").Methods(http.MethodGet, http.MethodHead).HandlerFunc(s.ready)
 	router.Path("/metrics").Methods(http.MethodGet, http.MethodHead).Handler(promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Timeout: requestTimeout}))
-	return router
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limitConnection(w, requestTimeout)
+		router.ServeHTTP(w, r)
+	})
 }
 
 // ready answers whether this process should get requests: its essential parts answer, and it is not on its way out.

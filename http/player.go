@@ -171,9 +171,6 @@ type eventWriter struct {
 
 // begin sends the head of the answer, so that the player knows that it is connected.
 func (w *eventWriter) begin() error {
-	if err := w.control.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("a stream cannot outlast the server's read timeout: %w", err)
-	}
 	h := w.call.w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")

@@ -18,7 +18,9 @@ import (
 const (
 	// requestTimeout bounds the work on one request, and transferTimeout on one that carries a file or many rows.
 	requestTimeout  = 20 * time.Second
-	transferTimeout = 60 * time.Second
+	transferTimeout = 2 * time.Minute
+	// answerGrace is how long a caller may take to read an answer after the time for the work on it is over.
+	answerGrace = 10 * time.Second
 	// maxBodyBytes bounds a JSON body, and maxBulkBodyBytes one that lists up to 10,000 locations or 100,000 external IDs of 128 characters.
 	maxBodyBytes     = 1 << 20
 	maxBulkBodyBytes = 16 << 20
@@ -161,6 +163,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, found *route, han
 	if found != nil && found.timeout != 0 {
 		timeout = found.timeout
 	}
+	limitConnection(w, timeout)
 	if timeout > 0 {
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
@@ -178,6 +181,18 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, found *route, han
 	if err := handle(c); err != nil {
 		c.fail(err)
 	}
+}
+
+// limitConnection lets nobody hold a connection by sending or reading slowly. The limits of the request before on the same connection end here; no
+// timeout is no limit.
+func limitConnection(w http.ResponseWriter, timeout time.Duration) {
+	read, write := time.Time{}, time.Time{}
+	if timeout > 0 {
+		read = time.Now().Add(timeout)
+		write = read.Add(answerGrace)
+	}
+	control := http.NewResponseController(w)
+	_, _ = control.SetReadDeadline(read), control.SetWriteDeadline(write) // not every kind of connection has them
 }
 
 // note writes down what became of a request.

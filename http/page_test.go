@@ -1,0 +1,53 @@
+package httpapi
+
+import (
+	"net/http"
+	"net/url"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/musique/musique/domain/fault"
+)
+
+func queryOf(raw string) *query {
+	return (&call{r: &http.Request{URL: &url.URL{RawQuery: raw}}}).query()
+}
+
+func TestStatusesAreReadAsRanges(t *testing.T) {
+	for text, want := range map[string][2]int{"": {0, 0}, "404": {404, 404}, "4xx": {400, 499}, "5XX": {500, 599}} {
+		q := queryOf("status=" + text)
+		first, last := q.statuses("status")
+		require.NoError(t, q.err())
+		require.Equal(t, want, [2]int{first, last})
+	}
+}
+
+func TestDaysAreWholeDays(t *testing.T) {
+	q := queryOf("startDate=2026-05-01&endDate=2026-05-01&exact=2026-05-01T10:00:00%2B02:00")
+	require.Equal(t, "2026-05-01T00:00:00Z", q.day("startDate", false).Format("2006-01-02T15:04:05Z07:00"))
+	require.Equal(t, "2026-05-02T00:00:00Z", q.day("endDate", true).Format("2006-01-02T15:04:05Z07:00"))
+	require.Equal(t, "2026-05-01T08:00:00Z", q.day("exact", true).Format("2006-01-02T15:04:05Z07:00"))
+	require.NoError(t, q.err())
+}
+
+func FuzzQuery(f *testing.F) {
+	for _, seed := range []string{"limit=20&cursor=abc", "limit=1&limit=2", "a=%zz", "q=%00&status=4xx", "startDate=2026-05-01&online=true", "\xff=1"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		q := queryOf(raw)
+		limit := q.limit()
+		require.True(t, limit >= 1 && limit <= maxPage)
+		text := q.text("q")
+		require.True(t, utf8.ValidString(text) && len(text) <= maxQueryValue)
+		first, last := q.statuses("status")
+		require.True(t, first <= last && last < 600)
+		q.day("startDate", false)
+		q.flag("online")
+		if err := q.err(); err != nil {
+			require.Contains(t, []fault.Code{fault.InvalidFormat, fault.OutOfRange}, fault.CodeOf(err))
+		}
+	})
+}
