@@ -52,7 +52,6 @@ type Embedded struct {
 	cluster *kfake.Cluster
 	closed  bool
 	stop    chan struct{}
-	stopped chan struct{}
 }
 
 // StartEmbedded starts the broker on what it finds in o.Dir. It is ready when StartEmbedded returns.
@@ -105,7 +104,7 @@ func StartEmbedded(o EmbeddedOptions) (*Embedded, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded kafka in %q: %w", o.Dir, err), lock.Close())
 	}
-	e := &Embedded{addr: cluster.ListenAddrs()[0], lock: lock, cluster: cluster, stop: make(chan struct{}), stopped: make(chan struct{})}
+	e := &Embedded{addr: cluster.ListenAddrs()[0], lock: lock, cluster: cluster, stop: make(chan struct{})}
 	go e.enforceRetention()
 	return e, nil
 }
@@ -131,7 +130,7 @@ func (e *Embedded) Close() error {
 
 // enforceRetention drops what is over the bound: kfake by itself does so only for topics with bounds of their own.
 func (e *Embedded) enforceRetention() {
-	defer close(e.stopped)
+
 	tick := time.NewTicker(retentionInterval)
 	defer tick.Stop()
 	for {
