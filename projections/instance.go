@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -67,8 +68,9 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 	i.runner.metrics.position.WithLabelValues(i.projection.Name).Set(float64(lead.at().Commit))
 	i.log.Debug("the projection leads", "position", lead.at().Commit)
 
+	// It sees all events and not only those that it follows, because others wait until it has passed any position (a filtered subscription tells of
+	// those in between only now and then).
 	subscriber := eventstore.NewSubscriber(i.runner.config.Store, eventstore.SubscriberConfig{
-		Types:      i.projection.Types,
 		Checkpoint: func(context.Context) (event.Position, error) { return lead.at(), nil },
 		OnCaughtUp: func() {
 			if err := lead.caughtUp(ctx); err != nil {
@@ -86,6 +88,7 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 	}
 	check := time.NewTicker(leadCheckEvery)
 	defer check.Stop()
+	var pass <-chan time.Time
 	for {
 		select {
 		case page, open := <-pages:
@@ -99,6 +102,15 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 				return errLeadLost
 			case <-ctx.Done():
 				return ctx.Err()
+			}
+		case <-lead.behind:
+			if pass == nil {
+				pass = time.After(passEvery)
+			}
+		case <-pass:
+			pass = nil
+			if err := lead.pass(ctx); err != nil {
+				return err
 			}
 		case <-check.C:
 			lead.check(ctx)
@@ -117,6 +129,10 @@ func (i *instance) handle(msg *message.Message) error {
 	if !ok {
 		return errors.New("a message without a lead")
 	}
+	page.Events = i.followed(page.Events)
+	if len(page.Events) == 0 {
+		return lead.passed(msg.Context(), page.Through)
+	}
 	name, m := i.projection.Name, i.runner.metrics
 	began := time.Now()
 	applied, err := lead.apply(msg.Context(), page)
@@ -131,4 +147,19 @@ func (i *instance) handle(msg *message.Message) error {
 	}
 	m.seconds.WithLabelValues(name).Observe(time.Since(began).Seconds())
 	return nil
+}
+
+// followed are the events that the projection follows. They are copied if they are not all: a page that is refused comes again as it was.
+func (i *instance) followed(events []event.Recorded) []event.Recorded {
+	follows := func(e event.Recorded) bool { return slices.Contains(i.projection.Types, e.Type) }
+	if !slices.ContainsFunc(events, func(e event.Recorded) bool { return !follows(e) }) {
+		return events
+	}
+	var mine []event.Recorded
+	for _, e := range events {
+		if follows(e) {
+			mine = append(mine, e)
+		}
+	}
+	return mine
 }

@@ -23,6 +23,8 @@ const (
 	// standbyEvery is how often an instance that stands by asks for the lead. It asks instead of waiting in the server, because a waiting
 	// statement holds back the server's clean-up of dead rows.
 	standbyEvery = 500 * time.Millisecond
+	// passEvery is how often at most the checkpoint moves on account of events that the projection does not follow.
+	passEvery = 20 * time.Millisecond
 	// pageTimeout bounds one page's transaction.
 	pageTimeout = 60 * time.Second
 	// noteTimeout bounds the writing of a note for operators (caught up, failing).
@@ -40,11 +42,15 @@ var errLeadLost = errors.New("the database connection broke")
 type lead struct {
 	projection Projection
 	lost       chan struct{}
+	// behind holds a token when passed was told of a position that is not written yet.
+	behind chan struct{}
 
 	mu       sync.Mutex // the connection does one thing at a time
 	conn     *pgx.Conn
 	isLost   bool
-	position event.Position
+	position event.Position // the checkpoint
+	seen     event.Position // up to here there is nothing left to apply
+	written  time.Time      // when the checkpoint moved last
 }
 
 // takeLead waits until this instance is the one to run the projection.
@@ -57,7 +63,7 @@ func takeLead(ctx context.Context, pool *pgxpool.Pool, p Projection) (*lead, err
 	if err != nil {
 		return nil, err
 	}
-	l := &lead{projection: p, conn: conn, lost: make(chan struct{})}
+	l := &lead{projection: p, conn: conn, lost: make(chan struct{}), behind: make(chan struct{}, 1)}
 	for {
 		led, err := l.try(ctx)
 		if err != nil {
@@ -150,6 +156,47 @@ func (l *lead) apply(ctx context.Context, page eventstore.Page) (applied int, er
 	return applied, err
 }
 
+// passed takes note that the projection has nothing to do up to a position. In a quiet system the checkpoint moves at once, in a busy one soon.
+func (l *lead) passed(ctx context.Context, through event.Position) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isLost {
+		return errLeadLost
+	}
+	if l.seen.Before(through) {
+		l.seen = through
+	}
+	if time.Since(l.written) >= passEvery {
+		return l.catchUp(ctx)
+	}
+	select {
+	case l.behind <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// pass moves the checkpoint to what was passed meanwhile.
+func (l *lead) pass(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isLost {
+		return errLeadLost
+	}
+	return l.catchUp(ctx)
+}
+
+func (l *lead) catchUp(ctx context.Context) error {
+	if !l.position.Before(l.seen) {
+		return nil
+	}
+	err := l.write(ctx, eventstore.Page{Through: l.seen})
+	if l.conn.IsClosed() {
+		l.lose()
+	}
+	return err
+}
+
 // write is the one place where rows are written: rows, checkpoint and notification in one round trip, which is one transaction.
 func (l *lead) write(ctx context.Context, page eventstore.Page) error {
 	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
@@ -174,7 +221,7 @@ func (l *lead) write(ctx context.Context, page eventstore.Page) error {
 		}
 		return err
 	}
-	l.position = page.Through
+	l.position, l.written = page.Through, time.Now()
 	return nil
 }
 

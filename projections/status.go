@@ -16,7 +16,7 @@ type Status struct {
 	Name string `json:"name"`
 	// Position is the commit position that it has passed.
 	Position uint64 `json:"position"`
-	// Lag is how far the store's newest event is ahead, in the store's own unit. Events that the projection does not follow count for up to a second.
+	// Lag is how far the store's newest event is ahead, in the store's own unit.
 	Lag uint64 `json:"lag"`
 	// CaughtUp says that it went live since its instance started.
 	CaughtUp bool `json:"caughtUp"`

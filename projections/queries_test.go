@@ -1,0 +1,302 @@
+package projections
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/audio"
+	"github.com/musique/musique/domain/delivery"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/domain/usage"
+	"github.com/musique/musique/projections/audiolibrary"
+	"github.com/musique/musique/projections/locations"
+	"github.com/musique/musique/projections/sends"
+	"github.com/musique/musique/projections/usagelogs"
+)
+
+// walk reads a list to its end in pages of two.
+func walk[T any](t *testing.T, page func(cursor string, limit int) ([]T, string, error)) []T {
+	t.Helper()
+	var all []T
+	for cursor := ""; ; {
+		items, next, err := page(cursor, 2)
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(items), 2)
+		all = append(all, items...)
+		if next == "" {
+			return all
+		}
+		require.Len(t, items, 2)
+		cursor = next
+	}
+}
+
+func names[T any](items []T, name func(T) string) []string {
+	out := []string{}
+	for _, i := range items {
+		out = append(out, name(i))
+	}
+	return out
+}
+
+func TestTheAudioLibrary(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	var history []event.Payload
+	for i := range 5 {
+		u := upload(fmt.Sprint("aud_", i))
+		u.Name = fmt.Sprintf("Sale 10%% off_%d", i)
+		if i%2 == 1 {
+			u.Category, u.Format = "promotion", "wav"
+		}
+		history = append(history, u)
+	}
+	ref := delivery.Ref{SendID: "snd_1", UserID: 1, AudioID: "aud_1"}
+	terms := send.Terms{AudioID: "aud_1", Priority: "normal"}
+	history = append(history, audio.Deleted{AudioID: "aud_2"},
+		send.AudioSent{SendID: "snd_1", Terms: terms, Destination: send.Destination{UserID: 1}, Total: 1, ExpiresAt: epoch},
+		send.AudioSent{SendID: "snd_2", Terms: terms, Destination: send.Destination{UserID: 1}, Total: 2, ExpiresAt: epoch, Unsealed: true},
+		send.AudioSent{SendID: "snd_2", Terms: terms, Destination: send.Destination{UserID: 2}, Total: 2, ExpiresAt: epoch, Unsealed: true},
+		send.AudioSent{SendID: "snd_3", Terms: terms, Destination: send.Destination{UserID: 3}, Total: 2, ExpiresAt: epoch, Unsealed: true},
+		send.BroadcastSealed{SendID: "snd_2", Total: 2},
+		delivery.Played{Ref: ref, At: epoch.Add(time.Minute)}, delivery.Played{Ref: ref, At: epoch})
+	apply(t, pool, entries(history...))
+
+	list := func(f audiolibrary.Filter) []string {
+		return names(walk(t, func(cursor string, limit int) ([]audiolibrary.Item, string, error) {
+			return audiolibrary.List(ctx, pool, "co_one", event.Live, f, cursor, limit)
+		}), func(i audiolibrary.Item) string { return i.AudioID })
+	}
+	after, before := epoch.Add(time.Hour), epoch.Add(4*time.Hour)
+	require.Equal(t, []string{"aud_4", "aud_3", "aud_1", "aud_0"}, list(audiolibrary.Filter{}))
+	require.Equal(t, []string{"aud_3", "aud_1"}, list(audiolibrary.Filter{Category: "promotion"}))
+	require.Equal(t, []string{"aud_4", "aud_0"}, list(audiolibrary.Filter{Format: "mp3"}))
+	require.Equal(t, []string{"aud_3"}, list(audiolibrary.Filter{Query: "10% OFF_3"}))
+	require.Empty(t, list(audiolibrary.Filter{Query: "_0%"}), "wildcards are characters")
+	require.Equal(t, []string{"aud_3"}, list(audiolibrary.Filter{CreatedAfter: &after, CreatedBefore: &before}))
+
+	item, err := audiolibrary.Get(ctx, pool, "co_one", event.Live, "aud_1")
+	require.NoError(t, err)
+	require.EqualValues(t, 2, item.Stats.TimesPlayed)
+	require.EqualValues(t, 3, item.Stats.TotalRecipients, "one of a send, two of a sealed one, none of an unsealed one")
+	require.Equal(t, epoch.Add(time.Minute), item.Stats.LastPlayedAt.UTC())
+	for _, other := range [][2]string{{"co_two", "aud_1"}, {"co_one", "aud_2"}, {"co_one", "none"}} {
+		_, err = audiolibrary.Get(ctx, pool, other[0], event.Live, other[1])
+		require.Equal(t, fault.NotFound, fault.CodeOf(err))
+	}
+	_, err = audiolibrary.Get(ctx, pool, "co_one", event.Test, "aud_1")
+	require.Equal(t, fault.NotFound, fault.CodeOf(err))
+
+	used, err := NewReads(pool, NewPositions(pool, quiet)).Quota(ctx, "co_one", event.Live, epoch)
+	require.NoError(t, err)
+	require.Equal(t, commands.Used{Sends: 2, Uploads: 5, StorageBytes: 40}, used)
+	used, err = NewReads(pool, NewPositions(pool, quiet)).Quota(ctx, "co_one", event.Live, epoch.AddDate(0, 1, 0))
+	require.NoError(t, err)
+	require.Equal(t, commands.Used{StorageBytes: 40}, used, "what is stored stays, what is counted begins anew")
+}
+
+func TestLocationsAndWhoIsThere(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	register := func(user int64, tags ...string) location.Registered {
+		return location.Registered{CompanyID: "co_one", ExternalID: fmt.Sprint("store_", user), UserID: user, Name: fmt.Sprint("Shop ", user), Timezone: "Europe/Berlin", Tags: tags, Channel: location.Channel{Type: "player"}}
+	}
+	apply(t, pool, entries(register(1, "north", `odd "tag", \ {}`), register(2, "south"), register(3, "north", "south"), register(4), location.Removed{CompanyID: "co_one", ExternalID: "store_4", UserID: 4},
+		location.Changed{CompanyID: "co_one", ExternalID: "store_2", UserID: 2, Name: "Kiosk", Timezone: "UTC", Tags: []string{}, Channel: location.Channel{Type: "http", URL: "https://x"}},
+		location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "store_1", UserID: 1, DeviceID: "dvc_1", Name: "bar", Hash: "h"}))
+	now := epoch
+	yes, no := true, false
+	list := func(f locations.Filter) []string {
+		return names(walk(t, func(cursor string, limit int) ([]locations.Location, string, error) {
+			return locations.List(ctx, pool, "co_one", event.Live, f, cursor, limit, now)
+		}), func(l locations.Location) string { return l.ExternalID })
+	}
+	require.Equal(t, []string{"store_3", "store_2", "store_1"}, list(locations.Filter{}))
+	require.Equal(t, []string{"store_3", "store_1"}, list(locations.Filter{Tag: "north"}))
+	require.Equal(t, []string{"store_2"}, list(locations.Filter{Query: "kIOs"}))
+	require.Equal(t, []string{"store_1"}, list(locations.Filter{Query: "store_1"}))
+	l, err := locations.Get(ctx, pool, "co_one", event.Live, "store_1", now)
+	require.NoError(t, err)
+	require.Equal(t, []string{"north", `odd "tag", \ {}`}, l.Tags)
+	require.False(t, l.Online)
+	require.Nil(t, l.LastSeenAt)
+	_, err = locations.Get(ctx, pool, "co_one", event.Live, "store_4", now)
+	require.Equal(t, fault.NotFound, fault.CodeOf(err))
+
+	one, two := locations.Stream{ID: "s1", CompanyID: "co_one", Environment: event.Live, UserID: 1}, locations.Stream{ID: "s2", CompanyID: "co_one", Environment: event.Live, UserID: 1}
+	require.NoError(t, locations.Beat(ctx, pool, nil, now))
+	require.NoError(t, locations.Beat(ctx, pool, []locations.Stream{one, two, one}, now))
+	require.Equal(t, []string{"store_1"}, list(locations.Filter{Online: &yes}))
+	require.Equal(t, []string{"store_3", "store_2"}, list(locations.Filter{Online: &no}))
+	now = now.Add(5 * time.Second)
+	require.NoError(t, locations.Leave(ctx, pool, one, now))
+	require.Equal(t, []string{"store_1"}, list(locations.Filter{Online: &yes}), "its other player is there")
+	require.NoError(t, locations.Leave(ctx, pool, two, now))
+	require.Empty(t, list(locations.Filter{Online: &yes}))
+	l, err = locations.Get(ctx, pool, "co_one", event.Live, "store_1", now)
+	require.NoError(t, err)
+	require.Equal(t, now, l.LastSeenAt.UTC())
+	require.NoError(t, locations.Beat(ctx, pool, []locations.Stream{one}, now))
+	now = now.Add(4 * locations.BeatEvery)
+	require.Empty(t, list(locations.Filter{Online: &yes}), "the process that held its stream died")
+	now = now.Add(2 * time.Hour)
+	require.NoError(t, locations.Beat(ctx, pool, []locations.Stream{two}, now))
+	var streams int
+	require.NoError(t, pool.QueryRow(ctx, "SELECT count(*) FROM presence.stream").Scan(&streams))
+	require.Equal(t, 1, streams, "the dead stream is forgotten")
+
+	devices, err := locations.Devices(ctx, pool, "co_one", event.Live, "store_1")
+	require.NoError(t, err)
+	require.Equal(t, []string{"bar"}, names(devices, func(d locations.Device) string { return d.Name }))
+	devices, err = locations.Devices(ctx, pool, "co_one", event.Live, "store_2")
+	require.NoError(t, err)
+	require.Empty(t, devices)
+	_, err = locations.Devices(ctx, pool, "co_one", event.Live, "store_4")
+	require.Equal(t, fault.NotFound, fault.CodeOf(err))
+
+	reads := NewReads(pool, NewPositions(pool, quiet))
+	to := func(targets send.Targets) ([]string, []string) {
+		found, unknown, err := reads.Destinations(ctx, "co_one", event.Live, targets)
+		require.NoError(t, err)
+		return names(found, func(l send.Location) string { return fmt.Sprint(l.ExternalID, " ", l.UserID, " ", l.Timezone) }), unknown
+	}
+	found, unknown := to(send.Targets{ExternalIDs: []string{"store_3", "b", "store_1", "b", "store_3", "a"}})
+	require.Equal(t, []string{"store_1 1 Europe/Berlin", "store_3 3 Europe/Berlin"}, found)
+	require.Equal(t, []string{"b", "a"}, unknown)
+	found, unknown = to(send.Targets{All: true})
+	require.Equal(t, []string{"store_1 1 Europe/Berlin", "store_2 2 UTC", "store_3 3 Europe/Berlin"}, found)
+	require.Empty(t, unknown)
+	found, _ = to(send.Targets{Tags: []string{"south", "nowhere"}})
+	require.Equal(t, []string{"store_3 3 Europe/Berlin"}, found)
+	known, err := locations.ByExternalIDs(ctx, pool, "co_one", event.Live, []string{"store_2", "none"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]int64{"store_2": 2}, known)
+}
+
+func TestSendsAndTheirDeliveries(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	terms := send.Terms{AudioID: "aud_1", Priority: "high", Repeat: 2, Volume: 50, ExpiresIn: 60}
+	sent := func(sendID string, user int64, total int, unsealed bool) send.AudioSent {
+		return send.AudioSent{SendID: sendID, DeliveryID: delivery.ID(sendID, user), Terms: terms, Destination: send.Destination{ExternalID: fmt.Sprint("store_", user), UserID: user}, Total: total, ExpiresAt: epoch.Add(time.Hour), Unsealed: unsealed}
+	}
+	ref := func(sendID string, user int64) delivery.Ref {
+		return delivery.Ref{DeliveryID: delivery.ID(sendID, user), SendID: sendID, AudioID: "aud_1", ExternalID: fmt.Sprint("store_", user), UserID: user}
+	}
+	scheduled := func(sendID string) send.Scheduled {
+		return send.Scheduled{SendID: sendID, Terms: terms, ScheduleAt: epoch, Total: 1, Destinations: []send.ScheduledDestination{{Destination: send.Destination{ExternalID: "store_1", UserID: 1}, PlayAt: epoch}}}
+	}
+	apply(t, pool, entries(
+		sent("snd_half", 1, 2, false), sent("snd_half", 2, 2, false), delivery.Delivered{Ref: ref("snd_half", 1), At: epoch}, delivery.Played{Ref: ref("snd_half", 1), At: epoch.Add(2 * time.Second)},
+		delivery.PlaybackStarted{Ref: ref("snd_half", 1), At: epoch.Add(time.Second)},
+		sent("snd_done", 1, 2, false), sent("snd_done", 2, 2, false), delivery.Played{Ref: ref("snd_done", 1), At: epoch}, delivery.Failed{Ref: ref("snd_done", 2), At: epoch, Reason: "no speaker"},
+		sent("snd_lost", 1, 1, false), delivery.Expired{Ref: ref("snd_lost", 1), At: epoch}, delivery.Delivered{Ref: ref("snd_lost", 1), At: epoch},
+		sent("snd_gone", 1, 1, false), delivery.Cancelled{Ref: ref("snd_gone", 1), At: epoch, Reason: "the location was removed"},
+		scheduled("snd_later"), scheduled("snd_off"), send.Cancelled{SendID: "snd_off"},
+		sent("snd_parts", 1, 2, true),
+	))
+	list := func(f sends.Filter) []string {
+		return names(walk(t, func(cursor string, limit int) ([]sends.Send, string, error) {
+			return sends.List(ctx, pool, "co_one", event.Live, f, cursor, limit)
+		}), func(s sends.Send) string { return s.SendID + " " + s.Status })
+	}
+	require.Equal(t, []string{"snd_off cancelled", "snd_later scheduled", "snd_gone cancelled", "snd_lost failed", "snd_done sent", "snd_half queued"}, list(sends.Filter{}), "the one in parts was not accepted")
+	require.Equal(t, []string{"snd_lost failed"}, list(sends.Filter{Status: "failed"}))
+	require.Empty(t, list(sends.Filter{AudioID: "aud_2"}))
+	half, err := sends.Get(ctx, pool, "co_one", event.Live, "snd_half")
+	require.NoError(t, err)
+	require.Equal(t, terms, half.Terms)
+	require.Equal(t, sends.Counts{Queued: 1, Played: 1}, half.Counts)
+	for _, other := range [][2]string{{"co_two", "snd_half"}, {"co_one", "snd_parts"}} {
+		_, err = sends.Get(ctx, pool, other[0], event.Live, other[1])
+		require.Equal(t, fault.NotFound, fault.CodeOf(err))
+		_, _, err = sends.Deliveries(ctx, pool, other[0], event.Live, other[1], "", "", 10)
+		require.Equal(t, fault.NotFound, fault.CodeOf(err))
+	}
+
+	deliveries, next, err := sends.Deliveries(ctx, pool, "co_one", event.Live, "snd_half", "", "", 1)
+	require.NoError(t, err)
+	require.Equal(t, "played", deliveries[0].Status, "a late report does not move it back")
+	require.Equal(t, epoch.Add(time.Second), deliveries[0].PlayingAt.UTC(), "and what it says is kept")
+	deliveries, next, err = sends.Deliveries(ctx, pool, "co_one", event.Live, "snd_half", "", next, 1)
+	require.NoError(t, err)
+	require.Empty(t, next)
+	require.Equal(t, "dlv_half_2", deliveries[0].DeliveryID())
+	deliveries, _, err = sends.Deliveries(ctx, pool, "co_one", event.Live, "snd_half", "queued", "", 10)
+	require.NoError(t, err)
+	require.Len(t, deliveries, 1)
+
+	got, d, found, err := sends.FindDelivery(ctx, pool, "co_one", event.Live, "dlv_done_2")
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, ref("snd_done", 2), got)
+	require.Equal(t, "no speaker", *d.Reason)
+	for _, id := range []string{"dlv_parts_1", "dlv_done_9", "nonsense"} {
+		_, _, found, err = sends.FindDelivery(ctx, pool, "co_one", event.Live, id)
+		require.NoError(t, err)
+		require.False(t, found, id)
+	}
+
+	reads := NewReads(pool, NewPositions(pool, quiet))
+	pending, err := reads.PendingSends(ctx, "co_one", event.Live, "aud_1")
+	require.NoError(t, err)
+	require.Equal(t, []string{"snd_half", "snd_later", "snd_parts"}, pending)
+	for id, want := range map[string]bool{"snd_half": false, "snd_done": true, "snd_off": true, "none": false} {
+		ended, err := reads.SendEnded(ctx, id)
+		require.NoError(t, err)
+		require.Equal(t, want, ended, id)
+	}
+	open, err := reads.OpenDeliveries(ctx, "co_one", event.Live, 1)
+	require.NoError(t, err)
+	require.Equal(t, []delivery.Ref{ref("snd_later", 1), ref("snd_parts", 1)}, open)
+}
+
+func TestUsageLogs(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	at := func(d time.Duration) time.Time { return epoch.Add(d) }
+	request := func(id string, when time.Time, endpoint, method string, status int, externalID string) usage.ApiRequestServed {
+		return usage.ApiRequestServed{RequestID: id, Timestamp: when, Method: method, Path: endpoint, Endpoint: endpoint, Status: status, DurationMs: 3, ExternalID: externalID, TokenID: "tok_1", IP: "192.0.2.1", UserAgent: "x"}
+	}
+	const day = 24 * time.Hour
+	apply(t, pool, entries(
+		request("r1", at(0), "/a", "GET", 200, "s1"), request("r2", at(time.Second), "/b", "POST", 404, "s1"), request("r3", at(time.Second), "/a", "GET", 422, "s2"),
+		request("r4", at(200*day), "/a", "GET", 500, "s1"), request("r5", at(50*day), "/a", "GET", 200, "s1"), request("r6", at(150*day), "/a", "GET", 200, "s1"),
+		request("r7", at(199*day), "/b", "DELETE", 404, "s3"), request("r8", at(199*day), "/b", "DELETE", 400, "s1"), request("r9", at(199*day), "/c", "GET", 200, "s1"),
+	))
+	now := at(200*day + time.Hour)
+	list := func(f usagelogs.Filter) []string {
+		return names(walk(t, func(cursor string, limit int) ([]usagelogs.Request, string, error) {
+			return usagelogs.List(ctx, pool, "co_one", event.Live, f, cursor, limit, now)
+		}), func(r usagelogs.Request) string { return r.RequestID })
+	}
+	all := list(usagelogs.Filter{})
+	require.Len(t, all, 5)
+	require.Equal(t, "r4", all[0])
+	require.ElementsMatch(t, []string{"r7", "r8", "r9"}, all[1:4], "of the same moment, each once")
+	require.Equal(t, "r6", all[4])
+	require.Equal(t, []string{"r7"}, list(usagelogs.Filter{StatusFrom: 404, StatusTo: 404}))
+	require.ElementsMatch(t, []string{"r7", "r8"}, list(usagelogs.Filter{StatusFrom: 400, StatusTo: 499}))
+	require.Equal(t, []string{"r9"}, list(usagelogs.Filter{Endpoint: "/c"}))
+	require.ElementsMatch(t, []string{"r7", "r8"}, list(usagelogs.Filter{Method: "DELETE"}))
+	require.Equal(t, []string{"r7"}, list(usagelogs.Filter{ExternalID: "s3"}))
+	require.Equal(t, []string{"r6"}, list(usagelogs.Filter{RequestID: "r6"}))
+	start, end := at(150*day), at(199*day)
+	require.Equal(t, []string{"r6"}, list(usagelogs.Filter{Start: &start, End: &end}))
+	var rows int
+	require.NoError(t, pool.QueryRow(ctx, "SELECT count(*) FROM usage.request").Scan(&rows))
+	require.Equal(t, 5, rows, "what is older than 90 days is not there any more")
+	_, _, err := usagelogs.List(ctx, pool, "co_one", event.Live, usagelogs.Filter{}, "YQ", 2, now)
+	require.Equal(t, fault.InvalidFormat, fault.CodeOf(err))
+}

@@ -1,0 +1,281 @@
+package projections
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/musique/musique/domain/company"
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/domain/token"
+	"github.com/musique/musique/infra/postgres"
+	"github.com/musique/musique/projections/tokens"
+)
+
+var plans = company.Plans{"standard": {PerMinute: 100, PerHour: 150, PerDay: 180, UploadsPerHour: 3}, "tiny": {PerMinute: 2, PerHour: 100, PerDay: 100}}
+
+func registered(id, plan string) company.Registered {
+	return company.Registered{CompanyID: id, Name: "Name " + id, Plan: plan, Prefix: "msk", TokenHash: "company " + id}
+}
+
+func issued(id, companyID string, expires *time.Time) token.Issued {
+	return token.Issued{TokenID: id, CompanyID: companyID, Environment: event.Live, ExternalID: "store_1", UserID: 7, Name: "till", Permissions: []string{"audio.read"}, Hash: "hash " + id, ExpiresAt: expires}
+}
+
+func entries(payloads ...event.Payload) []event.Recorded {
+	all := make([]entry, len(payloads))
+	for i, p := range payloads {
+		all[i] = entry{p, "co_one", event.Live}
+	}
+	return recorded(all)
+}
+
+// apply writes events to all read models.
+func apply(t testing.TB, pool *pgxpool.Pool, events []event.Recorded) {
+	t.Helper()
+	for _, p := range All() {
+		open(t, pool, p).project(t, events, nil)
+	}
+}
+
+// With 200 callers at once over two pools, as two processes would have, a limit of 100 lets 100 through.
+func TestALimitIsExactOverAllProcesses(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	other, err := postgres.Connect(t.Context(), pool.Config().ConnString())
+	require.NoError(t, err)
+	t.Cleanup(other.Close)
+	apply(t, pool, entries(registered("co_one", "standard"), issued("tok_1", "co_one", nil)))
+	var allowed, refused atomic.Int64
+	var told sync.Map
+	var wait sync.WaitGroup
+	for i := range 200 {
+		wait.Go(func() {
+			p, now := pool, epoch.Add(61*time.Second)
+			if i%2 == 1 {
+				p, now = other, epoch.Add(59*time.Second) // its clock is behind, in the minute before
+			}
+			c, err := tokens.Authenticate(context.Background(), p, []string{"nobody's", "hash tok_1"}, plans, now)
+			if err != nil {
+				if fault.CodeOf(err) != fault.RateLimitExceeded {
+					t.Error(err)
+				}
+				refused.Add(1)
+				return
+			}
+			allowed.Add(1)
+			if _, twice := told.LoadOrStore([2]int64{c.Windows[0].Reset.Unix(), c.Windows[0].Remaining()}, true); twice {
+				t.Error("two callers were told that the same requests remain")
+			}
+		})
+	}
+	wait.Wait()
+	var minute, inMinute, inHour int64
+	require.NoError(t, pool.QueryRow(t.Context(), "SELECT minute, in_minute, in_hour FROM counters.request").Scan(&minute, &inMinute, &inHour))
+	require.Equal(t, epoch.Add(time.Minute).Unix()/60, minute, "no clock takes a window back")
+	require.LessOrEqual(t, inMinute, int64(100))
+	require.Equal(t, inHour, allowed.Load())
+	require.LessOrEqual(t, allowed.Load(), int64(150), "the hour holds over both minutes")
+	require.EqualValues(t, 200, allowed.Load()+refused.Load())
+}
+
+func TestExactlyTheLimitIsLetThrough(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	apply(t, pool, entries(registered("co_one", "standard"), issued("tok_1", "co_one", nil)))
+	var allowed atomic.Int64
+	var wait sync.WaitGroup
+	for range 200 {
+		wait.Go(func() {
+			if _, err := tokens.Authenticate(context.Background(), pool, []string{"hash tok_1"}, plans, epoch); err == nil {
+				allowed.Add(1)
+			}
+		})
+	}
+	wait.Wait()
+	require.EqualValues(t, 100, allowed.Load())
+}
+
+func TestWindowsFollowEachOther(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	apply(t, pool, entries(registered("co_one", "standard"), issued("tok_1", "co_one", nil)))
+	now := epoch.Add(20 * time.Second)
+	call := func() (tokens.Caller, error) {
+		return tokens.Authenticate(t.Context(), pool, []string{"hash tok_1"}, plans, now)
+	}
+	use := func(n int) {
+		for range n {
+			_, err := call()
+			require.NoError(t, err)
+		}
+	}
+	refused := func(wait time.Duration) {
+		c, err := call()
+		require.Equal(t, fault.RateLimitExceeded, fault.CodeOf(err), err)
+		require.Equal(t, wait, err.(*fault.Error).RetryAfter) //nolint:errorlint // made there
+		require.Len(t, c.Windows, 3, "the headers are told to a refused caller too")
+	}
+	use(100)
+	refused(40 * time.Second)
+	now = now.Add(time.Minute)
+	use(50)
+	refused(58*time.Minute + 40*time.Second) // the hour's 150
+	now = now.Add(time.Hour)
+	use(30)
+	refused(epoch.Truncate(24 * time.Hour).Add(24 * time.Hour).Sub(now)) // the day's 180
+	now = now.Add(24 * time.Hour)
+	c, err := call()
+	require.NoError(t, err)
+	require.Equal(t, []int64{99, 149, 179}, []int64{c.Windows[0].Remaining(), c.Windows[1].Remaining(), c.Windows[2].Remaining()})
+	require.Equal(t, now.Truncate(time.Minute).Add(time.Minute), c.Windows[0].Reset)
+}
+
+func TestWhoIsLetIn(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	soon := epoch.Add(time.Hour)
+	apply(t, pool, entries(
+		registered("co_one", "tiny"), registered("co_two", "no such plan"), registered("co_three", "standard"), company.Suspended{CompanyID: "co_three"},
+		issued("tok_1", "co_one", &soon), issued("tok_2", "co_two", nil), issued("tok_3", "co_three", nil), issued("tok_4", "co_one", nil), token.Revoked{TokenID: "tok_4"},
+	))
+	call := func(hash string, now time.Time) (tokens.Caller, fault.Code) {
+		c, err := tokens.Authenticate(t.Context(), pool, []string{hash}, plans, now)
+		if err == nil {
+			return c, ""
+		}
+		return c, fault.CodeOf(err)
+	}
+	c, code := call("hash tok_1", epoch)
+	require.Empty(t, code)
+	require.Equal(t, tokens.Caller{
+		CompanyID: "co_one", CompanyName: "Name co_one", CompanyCreatedAt: c.CompanyCreatedAt, Plan: "tiny", Environment: event.Live, TokenID: "tok_1", TokenName: "till",
+		ExternalID: "store_1", UserID: 7, Permissions: []string{"audio.read"}, ExpiresAt: c.ExpiresAt, CreatedAt: c.CreatedAt, Windows: c.Windows,
+	}, c)
+	require.Equal(t, epoch, c.CompanyCreatedAt.UTC())
+	require.Equal(t, soon, c.ExpiresAt.UTC())
+	require.EqualValues(t, 2, c.Windows[0].Limit)
+	c, code = call("hash tok_1", soon)
+	require.Equal(t, fault.ExpiredToken, code)
+	require.Equal(t, "tok_1", c.TokenID)
+	c, code = call("hash tok_2", epoch)
+	require.Empty(t, code)
+	require.EqualValues(t, 100, c.Windows[0].Limit, "a plan that is gone is the standard one")
+	for _, hash := range []string{"hash tok_3", "hash tok_4", "nobody's"} {
+		_, code = call(hash, epoch)
+		require.Equal(t, fault.InvalidToken, code, hash)
+	}
+	var counters int
+	require.NoError(t, pool.QueryRow(t.Context(), "SELECT count(*) FROM counters.request").Scan(&counters))
+	require.Equal(t, 2, counters, "only who is let in is counted")
+}
+
+func TestUploadsAndGuessesAreLimited(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	w, err := tokens.Uploads(ctx, pool, "tok_1", 3, epoch)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, w.Remaining())
+	for i := range 3 {
+		w, err = tokens.CountUpload(ctx, pool, "tok_1", 3, epoch)
+		require.NoError(t, err)
+		require.EqualValues(t, 2-i, w.Remaining())
+	}
+	for range 2 {
+		w, err = tokens.CountUpload(ctx, pool, "tok_1", 3, epoch.Add(10*time.Minute))
+		require.Equal(t, fault.RateLimitExceeded, fault.CodeOf(err))
+		require.Equal(t, 50*time.Minute, err.(*fault.Error).RetryAfter) //nolint:errorlint // made there
+		require.EqualValues(t, 3, w.Used)
+	}
+	w, err = tokens.CountUpload(ctx, pool, "tok_1", 3, epoch.Add(time.Hour))
+	require.NoError(t, err)
+	require.EqualValues(t, 1, w.Used)
+
+	for range 20 {
+		require.NoError(t, tokens.CheckGuesses(ctx, pool, "192.0.2.1", epoch))
+		require.NoError(t, tokens.CountGuess(ctx, pool, "192.0.2.1", epoch))
+	}
+	for _, err := range []error{tokens.CheckGuesses(ctx, pool, "192.0.2.1", epoch.Add(50*time.Second)), tokens.CountGuess(ctx, pool, "192.0.2.1", epoch)} {
+		require.Equal(t, fault.RateLimitExceeded, fault.CodeOf(err))
+	}
+	require.NoError(t, tokens.CheckGuesses(ctx, pool, "192.0.2.2", epoch))
+	require.NoError(t, tokens.CheckGuesses(ctx, pool, "192.0.2.1", epoch.Add(time.Minute)))
+	require.NoError(t, tokens.CountGuess(ctx, pool, "192.0.2.2", epoch.Add(3*time.Minute)))
+	var addresses int
+	require.NoError(t, pool.QueryRow(ctx, "SELECT count(*) FROM counters.guess").Scan(&addresses))
+	require.Equal(t, 1, addresses, "old guesses are forgotten")
+}
+
+func TestTokensAndDevicesAreFound(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	history := []event.Payload{registered("co_one", "standard"), registered("co_two", "plus")}
+	for i := range 5 {
+		history = append(history, issued(fmt.Sprint("tok_", i), "co_one", nil))
+	}
+	history = append(history, token.Revoked{TokenID: "tok_3"}, issued("tok_9", "co_two", nil), company.TokenRotated{CompanyID: "co_two", TokenHash: "new"}, company.PlanChanged{CompanyID: "co_two", Plan: "unlimited"},
+		location.Registered{CompanyID: "co_one", ExternalID: "s1", UserID: 1, Name: "S", Timezone: "UTC"}, location.Registered{CompanyID: "co_one", ExternalID: "s2", UserID: 2, Name: "S", Timezone: "UTC"},
+		location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_1", Hash: "d1"}, location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_2", Hash: "d2"},
+		location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "s2", UserID: 2, DeviceID: "dvc_3", Hash: "d3"},
+		location.DeviceRevoked{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_2"}, location.Removed{CompanyID: "co_one", ExternalID: "s2", UserID: 2})
+	apply(t, pool, entries(history...))
+
+	first, next, err := tokens.List(ctx, pool, "co_one", event.Live, "", 3)
+	require.NoError(t, err)
+	require.Equal(t, []string{"tok_4", "tok_2", "tok_1"}, []string{first[0].TokenID, first[1].TokenID, first[2].TokenID})
+	rest, next, err := tokens.List(ctx, pool, "co_one", event.Live, next, 3)
+	require.NoError(t, err)
+	require.Len(t, rest, 1)
+	require.Empty(t, next)
+	none, _, err := tokens.List(ctx, pool, "co_one", event.Test, "", 3)
+	require.NoError(t, err)
+	require.Empty(t, none)
+	_, _, err = tokens.List(ctx, pool, "co_one", event.Live, "nonsense", 3)
+	require.Equal(t, fault.InvalidFormat, fault.CodeOf(err))
+	revoked, err := tokens.Get(ctx, pool, "co_one", event.Live, "tok_3")
+	require.NoError(t, err)
+	require.NotNil(t, revoked.RevokedAt)
+	_, err = tokens.Get(ctx, pool, "co_one", event.Live, "tok_9")
+	require.Equal(t, fault.NotFound, fault.CodeOf(err), "another company's")
+
+	reads := NewReads(pool, NewPositions(pool, quiet))
+	id, found, err := reads.TokenByHash(ctx, "co_one", []string{"hash tok_1"})
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, "tok_1", id)
+	_, found, err = reads.TokenByHash(ctx, "co_one", []string{"hash tok_9"})
+	require.NoError(t, err)
+	require.False(t, found)
+	id, found, err = reads.CompanyByTokenHash(ctx, []string{"x", "new"})
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, "co_two", id)
+	_, found, err = reads.CompanyByTokenHash(ctx, []string{"company co_two"})
+	require.NoError(t, err)
+	require.False(t, found, "it was rotated")
+	companies, err := tokens.Companies(ctx, pool)
+	require.NoError(t, err)
+	require.Len(t, companies, 2)
+	require.Equal(t, "unlimited", companies[1].Plan)
+
+	d, err := tokens.AuthenticateDevice(ctx, pool, []string{"x", "d1"})
+	require.NoError(t, err)
+	require.Equal(t, tokens.Device{DeviceID: "dvc_1", CompanyID: "co_one", Environment: event.Live, ExternalID: "s1", UserID: 1}, d)
+	for _, gone := range []string{"d2", "d3", "x"} {
+		_, err = tokens.AuthenticateDevice(ctx, pool, []string{gone})
+		require.Equal(t, fault.InvalidToken, fault.CodeOf(err), gone)
+	}
+	active, err := tokens.ActiveDevices(ctx, pool, []string{"dvc_1", "dvc_2", "dvc_3"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]bool{"dvc_1": true}, active)
+}
