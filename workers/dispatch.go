@@ -11,7 +11,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/musique/musique/domain/audio"
 	"github.com/musique/musique/domain/event"
@@ -27,8 +26,6 @@ const (
 	DispatchPartitions = 16
 	// maxDispatched bounds the destinations in one message, and so its size.
 	maxDispatched = 1_000
-	// publishers is how many messages are published at the same time.
-	publishers = 32
 	// maxCachedAudio bounds the audio that is remembered between pages.
 	maxCachedAudio = 1_000
 )
@@ -112,12 +109,16 @@ func (w *Dispatch) handle(ctx context.Context, _ pgx.Tx, events []event.Recorded
 			}
 		}
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(publishers)
+	var messages []*message.Message
 	for bucket, sends := range buckets {
-		group.Go(func() error { return w.publish(ctx, bucket, sends) })
+		share, err := shareOf(ctx, bucket, sends)
+		if err != nil {
+			return err
+		}
+		messages = append(messages, share...)
 	}
-	return group.Wait()
+	// All in one call: the messages travel together, and the brokers sync once for them.
+	return w.publisher.Publish(DispatchTopic, messages...)
 }
 
 // sentBy gives what goes out with an event: of a large broadcast nothing before it is closed, and then everything.
@@ -193,9 +194,8 @@ func (w *Dispatch) details(ctx context.Context, audioID string) (DispatchAudio, 
 	return known, nil
 }
 
-// publish sends a bucket's share in as few messages as the bound on their size allows, in order.
-func (w *Dispatch) publish(ctx context.Context, bucket int, sends []DispatchSend) error {
-	var messages []*message.Message
+// shareOf puts a bucket's share into as few messages as the bound on their size allows, in order.
+func shareOf(ctx context.Context, bucket int, sends []DispatchSend) (messages []*message.Message, err error) {
 	for len(sends) > 0 {
 		n, count := 0, 0
 		for n < len(sends) && (n == 0 || count+len(sends[n].To) <= maxDispatched) {
@@ -204,7 +204,7 @@ func (w *Dispatch) publish(ctx context.Context, bucket int, sends []DispatchSend
 		}
 		payload, err := json.Marshal(Dispatched{Bucket: bucket, Sends: sends[:n]})
 		if err != nil {
-			return fmt.Errorf("dispatch: %w", err)
+			return nil, fmt.Errorf("dispatch: %w", err)
 		}
 		sends = sends[n:]
 		msg := message.NewMessage(watermill.NewUUID(), payload)
@@ -212,5 +212,5 @@ func (w *Dispatch) publish(ctx context.Context, bucket int, sends []DispatchSend
 		msg.Metadata.Set(kafka.KeyMetadata, strconv.Itoa(bucket))
 		messages = append(messages, msg)
 	}
-	return w.publisher.Publish(DispatchTopic, messages...)
+	return messages, nil
 }
