@@ -1,8 +1,10 @@
 package httpapi
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -56,10 +58,12 @@ func readForm(h http.Header, body io.Reader, shape formShape) (*form, error) {
 	if boundary == "" || len(boundary) > 70 { // RFC 2046 §5.1.1
 		return f, fault.New(fault.InvalidFormat, "The Content-Type must name the boundary of the parts.")
 	}
-	parts := multipart.NewReader(body, boundary)
+	tail := &tailReader{r: body}
+	parts := multipart.NewReader(tail, boundary)
 	for n := 0; ; n++ {
 		part, err := parts.NextPart()
-		if err == io.EOF { //nolint:errorlint // bare, it is the last boundary; wrapped, it is a body that ended early
+		// The end of the body in the right place for a part looks like the last boundary to the reader.
+		if errors.Is(err, io.EOF) && tail.has("--"+boundary+"--") {
 			return f, nil
 		}
 		if err != nil {
@@ -149,6 +153,26 @@ func (f *form) spool(part *multipart.Part, name string) error {
 	f.sha256 = hex.EncodeToString(hash.Sum(nil))
 	return nil
 }
+
+// tailBytes is more than package multipart reads ahead, so that the last boundary is among them when it stops there.
+const tailBytes = 16 << 10
+
+// tailReader remembers the last that was read.
+type tailReader struct {
+	r    io.Reader
+	tail []byte
+}
+
+func (t *tailReader) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	t.tail = append(t.tail, p[max(0, n-tailBytes):n]...)
+	if extra := len(t.tail) - tailBytes; extra > tailBytes { // not at each read
+		t.tail = append(t.tail[:0], t.tail[extra:]...)
+	}
+	return n, err
+}
+
+func (t *tailReader) has(text string) bool { return bytes.Contains(t.tail, []byte(text)) }
 
 // writeError remembers that it was the disk and not the network that ended a copy.
 type writeError struct {
