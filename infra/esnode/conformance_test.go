@@ -57,19 +57,13 @@ func serverURL(t testing.TB) string {
 
 func connect(t testing.TB, url string) *esdb.Client {
 	t.Helper()
-	client, err := dial(url)
+	config, err := esdb.ParseConnectionString(url)
+	require.NoError(t, err)
+	config.Logger = nil
+	client, err := esdb.NewClient(config)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	return client
-}
-
-func dial(url string) (*esdb.Client, error) {
-	config, err := esdb.ParseConnectionString(url)
-	if err != nil {
-		return nil, err
-	}
-	config.Logger = nil
-	return esdb.NewClient(config)
 }
 
 // bench is what a conformance test has: a client of its own and a bounded context.

@@ -53,7 +53,25 @@ type child struct {
 	command *exec.Cmd
 	stdin   io.Closer
 	stdout  *bufio.Reader
-	stderr  bytes.Buffer
+	stderr  lockedBuffer
+}
+
+// lockedBuffer can be read while a process still writes to it.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 func startChild(t *testing.T, dir string) *child {
@@ -75,7 +93,7 @@ func (c *child) url(t *testing.T) string {
 	t.Helper()
 	line, err := c.stdout.ReadString('\n')
 	require.NoError(t, err, "the node did not start: %s", c.stderr.String())
-	return strings.TrimSpace(line) + "&maxDiscoverAttempts=1&discoveryInterval=1"
+	return strings.TrimSpace(line)
 }
 
 func (c *child) kill() {
@@ -199,13 +217,16 @@ func verifyAll(t *testing.T, client *esdb.Client) {
 	}
 }
 
-// writeUntilFailure lets all authors write until their node is gone; reached is closed after so many acknowledged batches.
-func writeUntilFailure(client *esdb.Client, authors []*author, batches int64) (reached <-chan struct{}, wait func() []error) {
+// writeUntilFailure lets all authors write until their node is gone; reached is closed after so many acknowledged batches. Each has a client of
+// its own: one that gave up finding its node blocks for ever whoever else still waits in it.
+func writeUntilFailure(t *testing.T, url string, authors []*author, batches int64) (reached <-chan struct{}, wait func() []error) {
+	t.Helper()
 	signal := make(chan struct{})
 	var acked atomic.Int64
 	var all sync.WaitGroup
 	errs := make([]error, len(authors))
 	for i, a := range authors {
+		client := connect(t, url)
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
@@ -236,12 +257,12 @@ func TestKilledNodeLosesNothingAcknowledged(t *testing.T) {
 			c.kill()
 		}
 		c := startChild(t, dir)
-		client, err := dial(c.url(t))
-		require.NoError(t, err)
+		url := c.url(t)
+		client := connect(t, url)
 		for _, a := range authors {
 			a.verify(t, client, a.acknowledged())
 		}
-		reached, wait := writeUntilFailure(client, authors, 1+random.Int64N(maxBatchesPerRound))
+		reached, wait := writeUntilFailure(t, url, authors, 1+random.Int64N(maxBatchesPerRound))
 		select {
 		case <-reached:
 		case <-time.After(patience):
@@ -251,7 +272,6 @@ func TestKilledNodeLosesNothingAcknowledged(t *testing.T) {
 		for _, err := range wait() {
 			requireNotRefused(t, err)
 		}
-		require.NoError(t, client.Close())
 	}
 	client := connect(t, startChild(t, dir).url(t))
 	total := 0
@@ -271,12 +291,12 @@ func requireNotRefused(t *testing.T, err error) {
 	require.NotEqual(t, esdb.ErrorCodeWrongExpectedVersion, failure.Code(), "%v", err)
 }
 
-func startOn(t *testing.T, fs vfs.FS) (*esnode.Node, *esdb.Client) {
+func startOn(t *testing.T, fs vfs.FS) *esnode.Node {
 	t.Helper()
 	node, err := esnode.Start(esnode.Options{Dir: "events", Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), FS: fs})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, node.Close()) })
-	return node, connect(t, node.ConnectionString()+"&maxDiscoverAttempts=1&discoveryInterval=1")
+	return node
 }
 
 // The power fails at many moments: the disk keeps what was synced, and of the rest a part, as disks do.
@@ -284,28 +304,30 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	const failures, writers, batchesBetween = 24, 6, 40
 	fs := vfs.NewCrashableMem()
-	node, client := startOn(t, fs)
+	node := startOn(t, fs)
 	authors := newAuthors(writers, 4)
 	random := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // not a secret
 	for failure := range failures {
-		reached, wait := writeUntilFailure(client, authors, batchesBetween)
+		reached, wait := writeUntilFailure(t, node.ConnectionString(), authors, batchesBetween)
 		<-reached
 		acked := make([][]uuid.UUID, writers)
 		for i, a := range authors {
 			acked[i] = a.acknowledged()
 		}
 		after := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 20, 50, 100}[failure%4], RNG: random})
-		again, reader := startOn(t, after)
+		require.NoError(t, node.Close()) // ends the authors of this round, so that they write no more than it takes
+		wait()
+
+		again := startOn(t, after)
+		reader := connect(t, again.ConnectionString())
 		for i, a := range authors {
 			a.verify(t, reader, acked[i])
 		}
 		verifyAll(t, reader)
 		require.NoError(t, again.Close())
-
-		require.NoError(t, node.Close()) // ends the authors of this round
-		wait()
-		node, client = startOn(t, fs)
+		node = startOn(t, fs)
 	}
+	client := connect(t, node.ConnectionString())
 	for _, a := range authors {
 		a.verify(t, client, a.acknowledged())
 	}
@@ -350,7 +372,8 @@ func testRefusedWrite(t *testing.T, kinds []errorfs.OpKind, after int64) {
 		}
 		return nil
 	}))
-	node, client := startOn(t, fs)
+	node := startOn(t, fs)
+	client := connect(t, node.ConnectionString())
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	subscription, err := client.SubscribeToAll(ctx, esdb.SubscribeToAllOptions{From: esdb.End{}})
@@ -359,7 +382,7 @@ func testRefusedWrite(t *testing.T, kinds []errorfs.OpKind, after int64) {
 
 	authors := newAuthors(4, uint64(after))
 	armed.Store(true)
-	_, wait := writeUntilFailure(client, authors, -1)
+	_, wait := writeUntilFailure(t, node.ConnectionString(), authors, -1)
 	for _, err := range wait() {
 		requireCode(t, esdb.ErrorUnavailable, err)
 	}
@@ -376,7 +399,7 @@ func testRefusedWrite(t *testing.T, kinds []errorfs.OpKind, after int64) {
 	requireCode(t, esdb.ErrorUnavailable, err)
 	require.NoError(t, node.Close())
 
-	_, client = startOn(t, memory.CrashClone(vfs.CrashCloneCfg{}))
+	client = connect(t, startOn(t, memory.CrashClone(vfs.CrashCloneCfg{})).ConnectionString())
 	for _, a := range authors {
 		a.verify(t, client, a.acknowledged())
 		require.NoError(t, a.write(ctx, client), "what was left unanswered can be sent again")
