@@ -37,6 +37,8 @@ type Subscriber struct {
 	subs   sync.WaitGroup
 	mu     sync.Mutex // orders Subscribe and Close
 	closed bool
+	// opening is held for reading while the subscriber inside subscribes: it must not be closed meanwhile (sync.WaitGroup, Add beside Wait).
+	opening sync.RWMutex
 }
 
 // NewSubscriber returns a consumer of group. A group that is new begins with the oldest message of a topic. Each of the group's consumers
@@ -99,7 +101,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 // and passes the messages on.
 func (s *Subscriber) consume(ctx context.Context, topic string, out chan<- *message.Message) {
 	for {
-		in, err := s.inner.Subscribe(ctx, topic)
+		in, err := s.open(ctx, topic)
 		if err == nil {
 			for m := range in {
 				select {
@@ -110,7 +112,9 @@ func (s *Subscriber) consume(ctx context.Context, topic string, out chan<- *mess
 			}
 			return
 		}
-		s.log.Warn("kafka: cannot subscribe yet", "topic", topic, "error", err)
+		if s.ctx.Err() == nil {
+			s.log.Warn("kafka: cannot subscribe yet", "topic", topic, "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -121,13 +125,24 @@ func (s *Subscriber) consume(ctx context.Context, topic string, out chan<- *mess
 	}
 }
 
+func (s *Subscriber) open(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	s.opening.RLock()
+	defer s.opening.RUnlock()
+	if s.ctx.Err() != nil {
+		return nil, errClosed
+	}
+	return s.inner.Subscribe(ctx, topic)
+}
+
 // Close ends all subscriptions: the messages in hand that nobody has acknowledged will come again, to this group's other consumers.
 func (s *Subscriber) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
+	s.opening.Lock()
 	err := s.inner.Close()
+	s.opening.Unlock()
 	s.subs.Wait()
 	if err != nil {
 		return fmt.Errorf("kafka: close subscriber: %w", err)
