@@ -178,7 +178,7 @@ func (d Details) Check(fields *fault.Fields) {
 		fields.Add("name", fault.InvalidFormat, "The name is UTF-8 text.")
 	}
 	if d.Timezone != "" {
-		if _, err := time.LoadLocation(d.Timezone); err != nil || d.Timezone == "Local" {
+		if _, err := time.LoadLocation(d.Timezone); err != nil || ofTheHost(d.Timezone) {
 			fields.Add("timezone", fault.OutOfRange, "%q is not an IANA time zone such as Europe/Berlin.", d.Timezone)
 		}
 	}
@@ -199,12 +199,17 @@ func (d Details) Check(fields *fault.Fields) {
 	case ChannelHTTP:
 		if d.Channel.URL == "" {
 			fields.Add("channel.url", fault.MissingField, "A channel of type http needs a url.")
-		} else if u, err := url.Parse(d.Channel.URL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || len(d.Channel.URL) > maxURLBytes {
+		} else if u, err := url.Parse(d.Channel.URL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || len(d.Channel.URL) > maxURLBytes {
 			fields.Add("channel.url", fault.InvalidFormat, "The url is an absolute http or https URL of at most %d bytes.", maxURLBytes)
 		}
 	default:
 		fields.Add("channel.type", fault.OutOfRange, "The channel's type is player or http.")
 	}
+}
+
+// ofTheHost tells names that a machine's database may have beside the IANA ones: they are another zone elsewhere, or none, or count leap seconds.
+func ofTheHost(timezone string) bool {
+	return slices.Contains([]string{"Local", "localtime", "posixrules"}, timezone) || strings.HasPrefix(timezone, "posix/") || strings.HasPrefix(timezone, "right/")
 }
 
 // Normal gives the details as they are stored: defaults filled in, each tag once.
