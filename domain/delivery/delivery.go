@@ -85,7 +85,7 @@ func ParseID(id string) (sendID string, userID int64, ok bool) {
 	}
 	name, number, found := strings.Cut(rest, "_")
 	userID, err := strconv.ParseInt(number, 10, 64)
-	if !found || err != nil || userID < 1 {
+	if !found || name == "" || err != nil || userID < 1 {
 		return "", 0, false
 	}
 	sendID = sendPrefix + name
