@@ -83,6 +83,16 @@ func (i identity) same(history []event.Recorded) error {
 	return nil
 }
 
+// done finds by which event the request was carried out in a stream that does not follow from its key: the history up to there, or empty.
+func (i identity) done(history []event.Recorded) []event.Recorded {
+	for n, e := range history {
+		if i.keyed() && e.Metadata.Idempotency == i.hash {
+			return history[:n+1]
+		}
+	}
+	return nil
+}
+
 // earlier looks whether the request was carried out before: history is what it created then, or empty.
 func (t *tools) earlier(ctx context.Context, i identity, stream string) ([]event.Recorded, error) {
 	if !i.keyed() {
@@ -118,4 +128,19 @@ func (t *tools) claim(ctx context.Context, c Caller, i identity, operation strin
 	}
 	_, history, err := t.create(ctx, i, request.Stream(i.hash), t.metadata(c), request.Claimed{Operation: operation})
 	return history != nil, err
+}
+
+// complete notes that a request which claimed its key left nothing undone. Several may: they say the same.
+func (t *tools) complete(ctx context.Context, c Caller, i identity) error {
+	if !i.keyed() {
+		return nil
+	}
+	_, err := t.Store.Append(ctx, request.Stream(i.hash), eventstore.Any, propose(t.metadata(c), request.Completed{})...)
+	return err
+}
+
+// completed reports whether a request that claimed its key before left nothing undone.
+func (t *tools) completed(ctx context.Context, i identity) (bool, error) {
+	history, err := t.Store.Load(ctx, request.Stream(i.hash))
+	return len(history) > 0 && history[len(history)-1].Type == request.Completed{}.EventType(), err
 }

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -47,8 +48,8 @@ type ImportResult struct {
 // ImportLocationsHandler carries out ImportLocations.
 type ImportLocationsHandler struct{ *tools }
 
-// Handle takes each row by itself: one that fails keeps no other back. A repeat with the same Idempotency-Key carries on where the first was cut off;
-// rows that it created before count as created again.
+// Handle takes each row by itself: one that fails keeps no other back. A repeat with the same Idempotency-Key carries on where the first was cut off,
+// and only tells what became of the rows where it was not.
 func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations) (results []ImportResult, replayed bool, err error) {
 	switch {
 	case len(cmd.Locations) == 0:
@@ -63,6 +64,12 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 	if replayed, err = h.claim(ctx, cmd.Caller, identity, "import locations"); err != nil {
 		return nil, false, err
 	}
+	over := false
+	if replayed {
+		if over, err = h.completed(ctx, identity); err != nil {
+			return nil, false, err
+		}
+	}
 	results = make([]ImportResult, len(cmd.Locations))
 	positions := make([]event.Position, len(cmd.Locations))
 	seen := map[string]bool{}
@@ -76,7 +83,7 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 		seen[row.ExternalID] = true
 		group.Go(func() error {
 			var refused *fault.Error
-			status, position, err := h.row(ctx, cmd.Caller, identity, row)
+			status, position, err := h.row(ctx, cmd.Caller, identity, row, over)
 			if errors.As(err, &refused) {
 				status, err = ImportFailed, nil
 			}
@@ -93,11 +100,18 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 			last = p
 		}
 	}
-	h.settle(context.WithoutCancel(ctx), last, Locations)
+	ctx = context.WithoutCancel(ctx)
+	if !over && !slices.ContainsFunc(results, func(r ImportResult) bool { return r.Err != nil && r.Err.Code == fault.Conflict }) {
+		if err := h.complete(ctx, cmd.Caller, identity); err != nil {
+			return nil, false, err
+		}
+	}
+	h.settle(ctx, last, Locations)
 	return results, replayed, nil
 }
 
-func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity identity, row ImportedLocation) (status string, position event.Position, err error) {
+// row registers or changes a location, or only tells what was done to it if the import is over.
+func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity identity, row ImportedLocation, over bool) (status string, position event.Position, err error) {
 	var fields fault.Fields
 	location.CheckExternalID("externalId", row.ExternalID, &fields)
 	row.Details.Check(&fields)
@@ -110,15 +124,23 @@ func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity iden
 	}
 	stream := location.Stream(c.CompanyID, userID, c.Environment)
 	position, err = h.change(ctx, stream, identity.mark(h.metadata(c)), func(history []event.Recorded) ([]event.Payload, error) {
+		if done := identity.done(history); done != nil {
+			status = ImportUpdated
+			if done[len(done)-1].Type == (location.Registered{}).EventType() {
+				status = ImportCreated
+			}
+			return nil, nil
+		}
+		if over { // what was so already has no event that would tell
+			status = ImportUpdated
+			return nil, nil
+		}
 		l, err := location.Load(history)
 		if err != nil {
 			return nil, err
 		}
 		if l.Registered {
 			status = ImportUpdated
-			if identity.keyed() && l.Idempotency == identity.hash {
-				status = ImportCreated
-			}
 			return l.Change(row.Details)
 		}
 		status = ImportCreated

@@ -16,7 +16,7 @@ type RegisterLocation struct {
 	Details    location.Details
 }
 
-// LocationRegistered is the location as it is now.
+// LocationRegistered is the location as it was registered, whatever became of it since.
 type LocationRegistered struct {
 	location.Location
 	Replayed bool
@@ -45,15 +45,16 @@ func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocatio
 		return LocationRegistered{}, err
 	}
 	stream := location.Stream(cmd.Caller.CompanyID, userID, cmd.Caller.Environment)
+	var registeredAt event.Position
 	replayed := false
 	position, err := h.change(ctx, stream, identity.mark(h.metadata(cmd.Caller)), func(history []event.Recorded) ([]event.Payload, error) {
+		if before := identity.done(history); before != nil {
+			registeredAt, replayed = end(before), true
+			return nil, nil
+		}
 		l, err := location.Load(history)
 		if err != nil {
 			return nil, err
-		}
-		replayed = identity.keyed() && l.Registered && l.Idempotency == identity.hash
-		if replayed {
-			return nil, nil
 		}
 		registered, err := l.Register(cmd.Caller.CompanyID, cmd.ExternalID, userID, cmd.Details)
 		return []event.Payload{registered}, err
@@ -65,15 +66,15 @@ func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocatio
 	if err != nil {
 		return LocationRegistered{}, err
 	}
-	l, err := location.Load(history)
+	if !replayed {
+		registeredAt = position
+	}
+	l, err := location.Load(upTo(history, registeredAt))
 	if err != nil {
 		return LocationRegistered{}, err
 	}
-	if len(history) == 0 {
+	if !l.Registered {
 		return LocationRegistered{}, errors.New("a location that was registered is not there")
-	}
-	if replayed {
-		position = history[len(history)-1].Position
 	}
 	h.settle(ctx, position, Locations)
 	return LocationRegistered{Location: l, Replayed: replayed}, nil

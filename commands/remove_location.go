@@ -22,8 +22,5 @@ func (h RemoveLocationHandler) Handle(ctx context.Context, cmd RemoveLocation) e
 		removed, err := l.Remove()
 		return []event.Payload{removed}, err
 	})
-	if err != nil {
-		return err
-	}
-	return h.mustHold(ctx, position, Locations)
+	return h.mustHold(ctx, position, err, Locations)
 }

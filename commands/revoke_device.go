@@ -23,8 +23,5 @@ func (h RevokeDeviceHandler) Handle(ctx context.Context, cmd RevokeDevice) error
 		revoked, err := l.RevokeDevice(cmd.DeviceID)
 		return []event.Payload{revoked}, err
 	})
-	if err != nil {
-		return err
-	}
-	return h.mustHold(ctx, position, Locations)
+	return h.mustHold(ctx, position, err, Locations)
 }

@@ -31,19 +31,20 @@ func (h RevokeTokenHandler) Handle(ctx context.Context, cmd RevokeToken) (tokenI
 			return "", fault.New(fault.InvalidToken, "The token is unknown or revoked already.")
 		}
 	}
+	mine := false
 	position, err := h.change(ctx, token.Stream(id), h.metadata(cmd.Caller), func(history []event.Recorded) ([]event.Payload, error) {
 		t, err := token.Load(history)
 		if err != nil {
 			return nil, err
 		}
-		if t.CompanyID != cmd.Caller.CompanyID {
+		if mine = t.CompanyID == cmd.Caller.CompanyID; !mine {
 			t = token.Token{} // another company's token is, for this one, as if it had never been
 		}
 		revoked, err := t.Revoke()
 		return []event.Payload{revoked}, err
 	})
-	if err != nil {
+	if !mine {
 		return "", err
 	}
-	return id, h.mustHold(ctx, position, Tokens)
+	return id, h.mustHold(ctx, position, err, Tokens)
 }

@@ -48,7 +48,7 @@ func propose(meta event.Metadata, payloads ...event.Payload) []event.Proposed {
 }
 
 // change loads a stream, lets decide decide, and appends the result at the revision that was read; when another was faster, it begins again. The
-// position is zero if there was nothing to change.
+// position is the stream's end: that of the change or, where nothing was to be changed or decide refused, that of what it was decided on.
 func (t *tools) change(ctx context.Context, stream string, meta event.Metadata, decide func([]event.Recorded) ([]event.Payload, error)) (event.Position, error) {
 	for range maxDecisions {
 		history, err := t.Store.Load(ctx, stream)
@@ -57,7 +57,7 @@ func (t *tools) change(ctx context.Context, stream string, meta event.Metadata, 
 		}
 		payloads, err := decide(history)
 		if err != nil || len(payloads) == 0 {
-			return event.Position{}, err
+			return end(history), err
 		}
 		position, err := t.Store.Append(ctx, stream, eventstore.ExpectedAfter(history), propose(meta, payloads...)...)
 		if errors.Is(err, eventstore.ErrConflict) {
@@ -85,13 +85,30 @@ func (t *tools) waitFor(ctx context.Context, position event.Position, projection
 	return t.Reads.WaitFor(ctx, position, projections...)
 }
 
-// mustHold is settle for what has to hold everywhere before the answer.
-func (t *tools) mustHold(ctx context.Context, position event.Position, projections ...string) error {
+// mustHold is settle for what has to hold everywhere before the answer, which is outcome then: also the answer that it was done before, since who
+// did so may have been told that it does not hold yet.
+func (t *tools) mustHold(ctx context.Context, position event.Position, outcome error, projections ...string) error {
 	if err := t.waitFor(ctx, position, projections...); err != nil {
 		t.Log.Error("a revocation is recorded, and does not hold everywhere yet", "error", err)
 		return &fault.Error{Code: fault.ServiceUnavailable, Message: "The change is recorded, but may not hold everywhere yet; ask again.", RetryAfter: retryAfter}
 	}
-	return nil
+	return outcome
+}
+
+// upTo is a history as it was when the event at a position was its last.
+func upTo(history []event.Recorded, position event.Position) []event.Recorded {
+	for len(history) > 0 && position.Before(end(history)) {
+		history = history[:len(history)-1]
+	}
+	return history
+}
+
+// end is the position of the last event, zero if there is none.
+func end(history []event.Recorded) event.Position {
+	if len(history) == 0 {
+		return event.Position{}
+	}
+	return history[len(history)-1].Position
 }
 
 // mapUser gives the user ID of an external ID, and makes the mapping if there is none.
@@ -157,8 +174,5 @@ func (t *tools) changeCompany(ctx context.Context, caller Caller, companyID stri
 		}
 		return decide(c)
 	})
-	if err != nil {
-		return err
-	}
-	return t.mustHold(ctx, position, Tokens)
+	return t.mustHold(ctx, position, err, Tokens)
 }

@@ -61,6 +61,7 @@ func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (AudioU
 	id := identity.id("aud_")
 	if history, err := h.earlier(ctx, identity, audio.Stream(id)); err != nil || history != nil {
 		state, loadErr := audio.Load(history)
+		h.settle(ctx, end(history), Library)
 		return AudioUploaded{Uploaded: state.Uploaded, CreatedAt: state.CreatedAt, Replayed: true}, errors.Join(err, loadErr)
 	}
 	if err := h.withinQuota(ctx, cmd.Caller, Used{Uploads: 1, StorageBytes: cmd.Size}); err != nil {
@@ -82,8 +83,9 @@ func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (AudioU
 	meta := h.metadata(cmd.Caller)
 	position, history, err := h.create(ctx, identity, audio.Stream(id), meta, uploaded)
 	if err != nil {
-		// After an error whose outcome is unknown the bytes must stay: the upload may be recorded. The cleanup worker finds out.
-		if fault.CodeOf(err) == fault.Conflict && !identity.keyed() {
+		// After an error whose outcome is unknown the bytes must stay: the upload may be recorded. The cleanup worker finds out. Where another request has
+		// the key, ours are not wanted unless they are the same.
+		if state, loadErr := audio.Load(history); history != nil && loadErr == nil && state.BlobKey != uploaded.BlobKey {
 			h.removeBlob(ctx, uploaded.BlobKey)
 		}
 		return AudioUploaded{}, err

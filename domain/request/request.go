@@ -7,8 +7,14 @@ type Claimed struct {
 	Operation string `json:"operation"`
 }
 
+// Completed says that all that the request asks for was done, as far as it could be: a repeat has nothing to carry on.
+type Completed struct{}
+
 // EventType implements event.Payload.
 func (Claimed) EventType() string { return "RequestClaimed" }
+
+// EventType implements event.Payload.
+func (Completed) EventType() string { return "RequestCompleted" }
 
 // Stream names the stream of a claim.
 func Stream(hash string) string { return "request-" + hash }
