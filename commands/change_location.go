@@ -23,7 +23,7 @@ type ChangeLocationHandler struct{ *tools }
 
 // Handle changes the location.
 func (h ChangeLocationHandler) Handle(ctx context.Context, cmd ChangeLocation) error {
-	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location) ([]event.Payload, error) {
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location, _ []event.Recorded) ([]event.Payload, error) {
 		if !l.Registered {
 			return nil, location.NotFound()
 		}

@@ -39,9 +39,10 @@ func (h EnrolDeviceHandler) Handle(ctx context.Context, cmd EnrolDevice) (Device
 	}
 	meta := identity.mark(h.metadata(cmd.Caller))
 	answer := DeviceEnrolled{DeviceID: identity.id("dvc_"), Token: "dev_" + h.secret(identity, "device token"), ExternalID: cmd.ExternalID, CreatedAt: meta.Time}
-	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, meta, func(l location.Location) ([]event.Payload, error) {
-		if earlier, ok := l.Device(answer.DeviceID); ok {
-			if earlier.Revoked {
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, meta, func(l location.Location, history []event.Recorded) ([]event.Payload, error) {
+		if identity.done(history) != nil {
+			earlier, ok := l.Device(answer.DeviceID)
+			if !ok || earlier.Revoked { // also with the location that it was of, though there is one again
 				return nil, fault.New(fault.Conflict, "The device of this Idempotency-Key is revoked; use a new key.")
 			}
 			answer.Replayed, answer.CreatedAt = true, earlier.EnrolledAt

@@ -80,8 +80,8 @@ func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocatio
 	return LocationRegistered{Location: l, Replayed: replayed}, nil
 }
 
-// changeLocation decides on a location that the caller names by its external ID.
-func (t *tools) changeLocation(ctx context.Context, c Caller, externalID string, meta event.Metadata, decide func(location.Location) ([]event.Payload, error)) (event.Position, error) {
+// changeLocation decides on a location that the caller names by its external ID, and its history.
+func (t *tools) changeLocation(ctx context.Context, c Caller, externalID string, meta event.Metadata, decide func(location.Location, []event.Recorded) ([]event.Payload, error)) (event.Position, error) {
 	if !location.ValidExternalID(externalID) {
 		return event.Position{}, location.NotFound()
 	}
@@ -97,6 +97,6 @@ func (t *tools) changeLocation(ctx context.Context, c Caller, externalID string,
 		if err != nil {
 			return nil, err
 		}
-		return decide(l)
+		return decide(l, history)
 	})
 }

@@ -18,7 +18,7 @@ type RemoveLocationHandler struct{ *tools }
 
 // Handle removes the location, and answers when its devices are accepted nowhere any more.
 func (h RemoveLocationHandler) Handle(ctx context.Context, cmd RemoveLocation) error {
-	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location) ([]event.Payload, error) {
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location, _ []event.Recorded) ([]event.Payload, error) {
 		removed, err := l.Remove()
 		return []event.Payload{removed}, err
 	})

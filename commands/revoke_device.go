@@ -19,7 +19,7 @@ type RevokeDeviceHandler struct{ *tools }
 
 // Handle revokes the device, and answers when it is accepted nowhere any more.
 func (h RevokeDeviceHandler) Handle(ctx context.Context, cmd RevokeDevice) error {
-	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location) ([]event.Payload, error) {
+	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location, _ []event.Recorded) ([]event.Payload, error) {
 		revoked, err := l.RevokeDevice(cmd.DeviceID)
 		return []event.Payload{revoked}, err
 	})

@@ -135,7 +135,6 @@ func (l *Location) apply(e event.Recorded) error {
 			Details:   Details{Name: r.Name, Timezone: r.Timezone, Tags: r.Tags, Channel: r.Channel},
 			CompanyID: r.CompanyID, ExternalID: r.ExternalID, UserID: r.UserID,
 			CreatedAt: e.Metadata.Time, Registered: true, Idempotency: e.Metadata.Idempotency,
-			Devices: l.Devices, // those of the location before, all revoked: none of them comes back
 		}
 	case Changed{}.EventType():
 		var c Changed
