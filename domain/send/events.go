@@ -76,6 +76,8 @@ type BroadcastAbandoned struct {
 // Cancelled says that a scheduled or queued send is called off; deliveries that were not yet played are cancelled with it.
 type Cancelled struct {
 	SendID string `json:"sendId"`
+	// Refused says that nobody called it off: it was never accepted, because its audio was being deleted when it was recorded.
+	Refused bool `json:"refused,omitempty"`
 }
 
 // EventType implements event.Payload.

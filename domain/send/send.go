@@ -108,7 +108,7 @@ func (r Request) Check(now time.Time, fields *fault.Fields) {
 		fields.Add("scheduleAt", fault.OutOfRange, "scheduleAt is between 1 minute and 1 year ahead.")
 	}
 	if r.LocalTime != "" {
-		if _, err := time.Parse(localTimeLayout, r.LocalTime); err != nil {
+		if _, ok := parseClock(r.LocalTime); !ok {
 			fields.Add("localTime", fault.InvalidFormat, "localTime is a clock time such as 2026-12-24T09:00, without an offset.")
 		}
 	}
@@ -161,8 +161,7 @@ func Plan(sendID string, terms Terms, r Request, to []Location, now time.Time) (
 	return scheduled.parts(), nil
 }
 
-// playTime is when the audio is due at a location. A clock time that a zone skips is taken as the moment after the gap, one that it has twice as the
-// first, as time.Date does.
+// playTime is when the audio is due at a location.
 func playTime(r Request, l Location, now time.Time) (time.Time, error) {
 	if r.ScheduleAt != nil {
 		return r.ScheduleAt.UTC(), nil
@@ -171,14 +170,36 @@ func playTime(r Request, l Location, now time.Time) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("time zone of %s: %w", l.ExternalID, err)
 	}
-	at, err := time.ParseInLocation(localTimeLayout, r.LocalTime, zone)
-	if err != nil {
+	clock, ok := parseClock(r.LocalTime)
+	if !ok {
 		return time.Time{}, fault.ForField("localTime", fault.InvalidFormat, "localTime is a clock time such as 2026-12-24T09:00, without an offset.")
 	}
+	at := inZone(clock, zone)
 	if at.Before(now.Add(MinAhead)) || at.After(now.Add(MaxAhead)) {
 		return time.Time{}, fault.ForField("localTime", fault.OutOfRange, "localTime is between 1 minute and 1 year ahead at each location; at %s (%s) it is not.", l.ExternalID, l.Timezone)
 	}
-	return at.UTC(), nil
+	return at, nil
+}
+
+// parseClock reads a clock time, as if it were UTC. time.Parse alone would take an hour of one digit too.
+func parseClock(text string) (clock time.Time, ok bool) {
+	clock, err := time.Parse(localTimeLayout, text)
+	return clock, err == nil && clock.Format(localTimeLayout) == text
+}
+
+// inZone is the moment that a zone's clocks show a time. A time that they show twice is the first of the two; one that they skip is counted from the
+// offset before the gap, and so comes after it (RFC 5545 §3.3.5). time.Date promises neither, and chooses differently east and west of Greenwich.
+func inZone(clock time.Time, zone *time.Location) time.Time {
+	const day = 24 * time.Hour // more than any zone's offset, less than between two changes of one
+	withOffsetAt := func(t time.Time) time.Time {
+		_, seconds := t.In(zone).Zone()
+		return clock.Add(-time.Duration(seconds) * time.Second)
+	}
+	before, after := withOffsetAt(clock.Add(-day)), withOffsetAt(clock.Add(day))
+	if !withOffsetAt(before).Equal(before) && withOffsetAt(after).Equal(after) {
+		return after
+	}
+	return before
 }
 
 // destinationsPerPart bounds one SendScheduled event, so that it stays far below the limit of an append.
