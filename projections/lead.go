@@ -59,6 +59,9 @@ func takeLead(ctx context.Context, pool *pgxpool.Pool, p Projection) (*lead, err
 		"search_path":        pgx.Identifier{p.Name}.Sanitize(),
 		"synchronous_commit": "off", // a page that a crash of the server loses, it loses with its checkpoint; it is applied again
 		"application_name":   "musique projection " + p.Name,
+		// Its statements find their rows by key. Until a table that grows fast has its first statistics, the planner takes it for empty and would read all
+		// of it for each page.
+		"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off",
 	})
 	if err != nil {
 		return nil, err
