@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -47,6 +48,9 @@ var programs = []program{
 	{"aplay", []string{"wav"}, func(s Sound) []string { return []string{"-q", "--", s.File} }},
 }
 
+// killDelay is how long the output of a program that was ended is waited for.
+const killDelay = time.Second
+
 // Find gives a backend by its name: auto, simulated, or one of the programs.
 func Find(name string) (Backend, error) {
 	if name == Simulated {
@@ -84,11 +88,19 @@ func (p program) Play(ctx context.Context, s Sound) error {
 	if p.formats != nil && !slices.Contains(p.formats, s.Format) {
 		return clock{}.Play(ctx, s)
 	}
-	out, err := exec.CommandContext(ctx, p.name, p.arguments(s)...).CombinedOutput() //nolint:gosec // one of our own table
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("%s: %w: %s", p.name, err, strings.TrimSpace(string(out)))
+	cmd := exec.CommandContext(ctx, p.name, p.arguments(s)...) //nolint:gosec // one of our own table
+	// The program can be a script that runs the real one, which must end with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = killDelay
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
 	}
-	return ctx.Err()
+	return fmt.Errorf("%s: %w: %s", p.name, err, strings.TrimSpace(string(out)))
 }
 
 // clock plays nothing for as long as the sound lasts.

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,8 +19,8 @@ import (
 	"github.com/musique/musique/domain/playback"
 )
 
-// maxPlayAttempts is how often a delivery is begun again after its player program failed.
-const maxPlayAttempts = 3
+// maxPause is the longest that the player does nothing: then it looks whether the time has come for something.
+const maxPause = time.Hour
 
 // Options say what a player plays, where and how.
 type Options struct {
@@ -33,6 +35,8 @@ type Options struct {
 	// Output gets a line for people whenever something happens.
 	Output io.Writer
 	Log    *slog.Logger
+	// HTTP reaches the server. Default: a client with the limits that a player needs. It must not limit the time of a whole request, since a stream has no end.
+	HTTP *http.Client
 }
 
 // ErrSignedOut says that the server does not accept the device token (any more).
@@ -40,58 +44,63 @@ var ErrSignedOut = errors.New("the device token is not accepted; make a new one 
 
 // Run plays until ctx ends, or until the device is signed out. What it was told and did not play yet is played by the next run.
 func Run(ctx context.Context, o Options) error {
+	server, err := newServer(o.Server, o.DeviceToken, o.HTTP)
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return fmt.Errorf("player: %w", err)
 	}
-	state, err := openState(o.StateDir)
+	group, ctx := errgroup.WithContext(ctx)
+	state, err := openState(ctx, o.StateDir, o.Server, o.DeviceToken, o.Log)
 	if err != nil {
 		return err
 	}
 	defer state.close()
-	server, err := newServer(o.Server, o.DeviceToken)
+	cache, err := openCache(o.StateDir, server, state.audio)
 	if err != nil {
 		return err
 	}
-	cache, err := openCache(o.StateDir, server)
-	if err != nil {
-		return err
+	p := &player{
+		Options: o, state: state, server: server, cache: cache,
+		told: make(chan event), fetched: make(chan fetched), ended: make(chan ended), jobs: map[string]*job{},
 	}
-	p := &player{Options: o, state: state, server: server, cache: cache, told: make(chan told), fetched: make(chan fetched), ended: make(chan ended)}
-	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.listen(ctx) })
 	group.Go(func() error { return p.sendReports(ctx) })
 	group.Go(func() error { return p.play(ctx) })
 	err = group.Wait()
+	p.beside.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
 }
 
-// player is one run. The goroutine of play owns the queue and what plays; the others reach it by channels.
+// player is one run. The goroutine of play owns the queue, the jobs and what plays; the others reach it by channels.
 type player struct {
 	Options
 	state   *state
 	server  *server
 	cache   *cache
-	told    chan told
+	told    chan event
 	fetched chan fetched
 	ended   chan ended
+	beside  sync.WaitGroup // downloads and runs of the backend
+	saying  sync.Mutex
 
 	queue    playback.Queue
 	playing  *playing
-	files    map[string]string // of the deliveries that were fetched
-	progress map[string]*progress
-	fetching bool
-	failures map[string]int
+	jobs     map[string]*job
+	fetching [playback.Urgent + 1]bool // one download of each priority, so that nothing urgent waits for a long one
 	due      *time.Timer
 }
 
-// told is an event of the stream. It is taken once what it says is on the disk.
-type told struct {
-	id    string
-	kind  string
-	order Order
+// job is what this run knows of a delivery that is open.
+type job struct {
+	file     string // "" until it was fetched
+	begun    bool
+	failures int // of the download or the backend, one after another
+	retryAt  time.Time
 }
 
 // fetched is the end of a download.
@@ -111,246 +120,316 @@ type ended struct {
 type playing struct {
 	id      string
 	stop    context.CancelFunc
+	stopped bool // it was told to end and is about to
 	started time.Time
 	from    time.Duration
 }
 
-// progress is how far a delivery was played: after an interruption it goes on from there.
-type progress struct {
-	rounds   int
-	offset   time.Duration
-	reported bool
-	attempts int
-}
+// The kinds of the stream's events.
+const (
+	kindDeliver = "deliver"
+	kindCancel  = "cancel"
+)
 
 // play is the player's own loop.
 func (p *player) play(ctx context.Context) error {
-	p.files, p.progress, p.failures = map[string]string{}, map[string]*progress{}, map[string]int{}
 	p.due = time.NewTimer(0)
 	defer p.due.Stop()
-	fetchAgain := time.NewTicker(fetchRetry)
-	defer fetchAgain.Stop()
 	for {
 		p.fetchNext(ctx)
 		if err := p.settle(ctx); err != nil {
 			return err
 		}
+		var err error
 		select {
-		case t := <-p.told:
-			if err := p.take(t); err != nil {
-				return err
-			}
+		case e := <-p.told:
+			err = p.take(e)
 		case f := <-p.fetched:
-			if err := p.arrived(f); err != nil {
-				return err
-			}
+			err = p.arrived(f)
 		case e := <-p.ended:
-			if err := p.over(e); err != nil {
-				return err
-			}
+			err = p.over(e)
 		case <-p.due.C:
-		case <-fetchAgain.C:
 		case <-ctx.Done():
-			p.interrupt()
+			if err := p.interrupt(); err != nil {
+				p.Log.Warn("it is not kept how far the sound came", "error", err)
+			}
 			return ctx.Err()
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
 
 // take does what the server said.
-func (p *player) take(t told) error {
-	switch t.kind {
-	case "deliver":
-		news, err := p.state.accept(t.id, t.order)
-		if err != nil {
-			return err
+func (p *player) take(e event) error {
+	switch e.kind {
+	case kindDeliver:
+		order, err := parseOrder(e.data, p.now())
+		if err = errors.Join(e.err, err); err != nil {
+			return p.refuse(e.id, order.DeliveryID, err)
 		}
+		news, err := p.state.accept(e.id, order)
 		if news {
-			p.say("↓ %s arrives (%s)", t.order.title(), t.order.Priority)
+			p.say("↓ %s arrives (%s)", order.title(), order.Priority)
 		}
-	case "cancel":
-		if p.playing != nil && p.playing.id == t.order.DeliveryID {
-			p.interrupt()
+		return err
+	case kindCancel:
+		id := parseDeliveryID(e.data)
+		if t, known := p.state.task(id); known {
+			p.say("✗ %s is cancelled", t.title())
 		}
-		p.queue.Remove(t.order.DeliveryID)
-		order, known := p.state.order(t.order.DeliveryID)
-		if known {
-			p.say("✗ %s is cancelled", order.title())
+		if p.playing != nil && p.playing.id == id {
+			if err := p.interrupt(); err != nil {
+				return err
+			}
 		}
-		return p.state.drop(t.id, t.order.DeliveryID)
+		p.queue.Remove(id)
+		delete(p.jobs, id)
+		return p.state.drop(e.id, id)
+	default: // of a later version of the server
+		if e.id == "" {
+			return nil
+		}
+		return p.state.seen(e.id)
 	}
-	return nil
 }
 
-// fetchNext begins the next download: the most pressing one first, in the order of arrival.
+// refuse passes over an order that makes no sense, so that it is not in the way of those after it.
+func (p *player) refuse(eventID, deliveryID string, why error) error {
+	p.Log.Error("an order of the server makes no sense to this player", "event", eventID, "delivery", deliveryID, "error", why)
+	if _, known := p.state.task(deliveryID); known || deliveryID == "" {
+		return p.state.seen(eventID)
+	}
+	return p.state.drop(eventID, deliveryID, p.word(deliveryID, "failed", why.Error()))
+}
+
+// fetchNext begins the downloads that are due: of each priority the one that arrived first, but for those that failed just now.
 func (p *player) fetchNext(ctx context.Context) {
-	if p.fetching {
-		return
-	}
-	order, ok := p.state.next(func(o Order) bool { return p.files[o.DeliveryID] == "" && p.failures[o.DeliveryID] == 0 })
-	if !ok {
-		if order, ok = p.state.next(func(o Order) bool { return p.files[o.DeliveryID] == "" }); !ok {
-			return
+	now := time.Now()
+	for priority := range p.fetching {
+		if p.fetching[priority] {
+			continue
 		}
-	}
-	p.fetching = true
-	go func() {
-		file, err := p.cache.fetch(ctx, order.Audio)
-		select {
-		case p.fetched <- fetched{order, file, err}:
-		case <-ctx.Done():
+		order, some := p.state.next(playback.Priority(priority), func(o Order) bool {
+			j := p.job(o.DeliveryID)
+			return j.file == "" && !now.Before(j.retryAt)
+		})
+		if !some {
+			continue
 		}
-	}()
+		p.fetching[priority] = true
+		p.beside.Go(func() {
+			file, err := p.cache.fetch(ctx, order.Audio)
+			if r := (refusal{}); errors.As(err, &r) { // perhaps the URL is not valid any more
+				if err := p.renew(ctx, order.DeliveryID); err != nil {
+					p.Log.Debug("an order is not told anew", "delivery", order.DeliveryID, "error", err)
+				}
+			}
+			select {
+			case p.fetched <- fetched{order, file, err}:
+			case <-ctx.Done():
+			}
+		})
+	}
 }
 
-// arrived puts what was fetched into the queue, or lets it be tried again until it expires.
+// arrived takes the end of a download.
 func (p *player) arrived(f fetched) error {
-	p.fetching = false
-	id := f.order.DeliveryID
-	if _, known := p.state.order(id); !known {
+	p.fetching[f.order.priority()] = false
+	t, known := p.state.task(f.order.DeliveryID)
+	if !known {
 		return nil // cancelled meanwhile
 	}
-	if f.err == nil {
-		p.files[id] = f.file
-		delete(p.failures, id)
-		return p.state.report(report{DeliveryID: id, Status: "delivered", At: time.Now().UTC()})
+	if f.err != nil {
+		return p.failed(t, "the audio could not be fetched", f.err)
 	}
-	p.failures[id]++
-	p.Log.Warn("audio cannot be fetched; trying again", "delivery", id, "error", f.err)
-	if time.Now().Before(f.order.ExpiresAt) {
+	j := p.job(t.DeliveryID)
+	j.file, j.failures = f.file, 0
+	if t.Done.Delivered {
 		return nil
 	}
-	p.say("✗ %s could not be fetched", f.order.title())
-	return p.finish(id, report{DeliveryID: id, Status: "failed", At: time.Now().UTC(), Reason: "the audio could not be fetched: " + f.err.Error()})
+	t.Done.Delivered = true
+	return p.state.advance(t.DeliveryID, t.Done, p.word(t.DeliveryID, "delivered", ""))
+}
+
+// failed lets what failed be tried again after a while, or gives it up if it would have expired by then.
+func (p *player) failed(t task, what string, err error) error {
+	j := p.job(t.DeliveryID)
+	wait := backoff(retryMin, j.failures)
+	j.failures++
+	j.retryAt = time.Now().Add(wait)
+	p.queue.Remove(t.DeliveryID)
+	if p.now().Add(wait).Before(t.ExpiresAt) {
+		p.Log.Warn(what+"; trying again", "delivery", t.DeliveryID, "in", wait, "error", err)
+		return nil
+	}
+	p.say("✗ %s: %s: %v", t.title(), what, err)
+	return p.finish(t.DeliveryID, p.word(t.DeliveryID, "failed", what+": "+err.Error()))
 }
 
 // settle queues what is due, drops what expired, and makes what should play now play.
 func (p *player) settle(ctx context.Context) error {
-	now := time.Now()
-	next := time.Hour
-	for _, order := range p.state.orders() {
-		id := order.DeliveryID
-		switch {
-		case p.queue.Has(id) && p.progress[id] != nil:
-		case now.After(order.ExpiresAt) && !order.ExpiresAt.IsZero():
-			p.queue.Remove(id)
-			p.say("✗ %s expired before it could play", order.title())
-			if err := p.finish(id); err != nil {
+	now, sure := p.server.clock.now()
+	next := maxPause
+	for _, t := range p.state.tasks() {
+		id := t.DeliveryID
+		j := p.job(id)
+		queued := p.queue.Has(id)
+		if queued && j.begun {
+			continue // it is let finish
+		}
+		if !now.Before(t.ExpiresAt) {
+			if !sure {
+				continue // perhaps it is only the clock
+			}
+			if err := p.expired(t); err != nil {
 				return err
 			}
-		case p.files[id] == "" || p.queue.Has(id):
-		case order.PlayAt != nil && now.Before(*order.PlayAt):
-			next = min(next, order.PlayAt.Sub(now))
+			continue
+		}
+		next = min(next, t.ExpiresAt.Sub(now))
+		if wait := time.Until(j.retryAt); wait > 0 {
+			next = min(next, wait)
+			continue
+		}
+		switch {
+		case j.file == "" || queued:
+		case t.PlayAt != nil && now.Before(*t.PlayAt):
+			next = min(next, t.PlayAt.Sub(now))
 		default:
-			priority, _ := playback.ParsePriority(order.Priority)
-			p.queue.Add(playback.Item{ID: id, Priority: priority})
+			p.queue.Add(playback.Item{ID: id, Priority: t.priority()})
 		}
 	}
 	p.due.Reset(next)
-	item, any := p.queue.Current()
-	if p.playing != nil {
-		if any && item.ID == p.playing.id {
-			return nil
-		}
-		p.interrupt()
+	item, some := p.queue.Current()
+	switch {
+	case p.playing == nil && some:
+		return p.begin(ctx, item.ID)
+	case p.playing != nil && (!some || item.ID != p.playing.id):
+		return p.interrupt() // the next begins when this one has ended
 	}
-	if !any {
-		return nil
+	return nil
+}
+
+// expired ends a delivery whose time is over. The server sees that by itself, but for what was begun: that is the player's.
+func (p *player) expired(t task) error {
+	p.queue.Remove(t.DeliveryID)
+	if t.Done.Playing {
+		p.say("✗ %s expired before it had played to its end", t.title())
+		return p.finish(t.DeliveryID, p.word(t.DeliveryID, "failed", "it expired before it had played to its end"))
 	}
-	return p.begin(ctx, item.ID)
+	p.say("✗ %s expired before it could play", t.title())
+	return p.finish(t.DeliveryID)
 }
 
 // begin starts the backend on a delivery, where it was left.
 func (p *player) begin(ctx context.Context, id string) error {
-	order, known := p.state.order(id)
+	t, known := p.state.task(id)
 	if !known {
+		return fmt.Errorf("player: %s is queued and not known", id)
+	}
+	j := p.job(id)
+	if _, err := os.Stat(j.file); err != nil { // something else needed the room; it is fetched again
 		p.queue.Remove(id)
+		j.file = ""
+		p.due.Reset(0)
 		return nil
 	}
-	if p.progress[id] == nil {
-		p.progress[id] = &progress{}
-	}
-	done := p.progress[id]
-	if !done.reported {
-		done.reported = true
-		if err := p.state.report(report{DeliveryID: id, Status: "playing", At: time.Now().UTC()}); err != nil {
+	j.begun = true
+	if !t.Done.Playing {
+		t.Done.Playing = true
+		if err := p.state.advance(id, t.Done, p.word(id, "playing", "")); err != nil {
 			return err
 		}
 	}
 	switch {
-	case done.offset > 0:
-		p.say("▶ %s resumes at %s", order.title(), done.offset.Round(100*time.Millisecond))
-	case order.Repeat > 1:
-		p.say("▶ playing %s (%s, volume %d %%, %d of %d)", order.title(), order.Priority, order.Volume, done.rounds+1, order.Repeat)
+	case t.Done.Offset > 0:
+		p.say("▶ %s resumes at %s", t.title(), t.Done.Offset.Round(100*time.Millisecond))
+	case t.Repeat > 1:
+		p.say("▶ playing %s (%s, volume %d %%, %d of %d)", t.title(), t.Priority, t.Volume, t.Done.Rounds+1, t.Repeat)
 	default:
-		p.say("▶ playing %s (%s, volume %d %%)", order.title(), order.Priority, order.Volume)
+		p.say("▶ playing %s (%s, volume %d %%)", t.title(), t.Priority, t.Volume)
 	}
 	playCtx, stop := context.WithCancel(ctx)
-	run := &playing{id: id, stop: stop, started: time.Now(), from: done.offset}
+	run := &playing{id: id, stop: stop, started: time.Now(), from: t.Done.Offset}
 	p.playing = run
-	sound := Sound{File: p.files[id], Format: order.Audio.Format, Duration: order.length(), Volume: order.Volume, From: done.offset}
-	go func() {
+	sound := Sound{File: j.file, Format: t.Audio.Format, Duration: t.length(), Volume: t.Volume, From: t.Done.Offset}
+	p.beside.Go(func() {
 		err := p.Backend.Play(playCtx, sound)
 		stop()
 		select {
 		case p.ended <- ended{run, err}:
 		case <-ctx.Done():
 		}
-	}()
+	})
 	return nil
 }
 
 // interrupt stops what plays and remembers where.
-func (p *player) interrupt() {
-	if p.playing == nil {
-		return
+func (p *player) interrupt() error {
+	run := p.playing
+	if run == nil || run.stopped {
+		return nil
 	}
-	p.playing.stop()
-	if done := p.progress[p.playing.id]; done != nil {
-		done.offset = p.playing.from + time.Since(p.playing.started)
+	run.stopped = true
+	run.stop()
+	t, known := p.state.task(run.id)
+	if !known {
+		return nil
 	}
-	p.playing = nil
+	t.Done.Offset = min(run.from+time.Since(run.started), t.length())
+	return p.state.advance(run.id, t.Done)
 }
 
 // over takes the end of a run: the next round, the end of the delivery, or another attempt.
 func (p *player) over(e ended) error {
-	if p.playing != e.run {
-		return nil // it was interrupted
-	}
-	id := e.run.id
 	p.playing = nil
-	order, known := p.state.order(id)
-	done := p.progress[id]
-	if !known || done == nil {
-		p.queue.Remove(id)
+	id := e.run.id
+	t, known := p.state.task(id)
+	switch {
+	case !known: // cancelled
 		return nil
-	}
-	done.offset = 0
-	if e.err != nil {
-		p.Log.Warn("playing failed", "delivery", id, "error", e.err)
-		if done.attempts++; done.attempts < maxPlayAttempts {
-			return nil // settle begins it again
-		}
-		p.queue.Finish()
-		p.say("✗ %s could not be played: %v", order.title(), e.err)
-		return p.finish(id, report{DeliveryID: id, Status: "failed", At: time.Now().UTC(), Reason: e.err.Error()})
-	}
-	if done.rounds++; done.rounds < order.Repeat {
+	case e.err != nil && e.run.stopped: // it resumes
 		return nil
+	case e.err != nil:
+		t.Done.Offset = 0
+		return errors.Join(p.state.advance(id, t.Done), p.failed(t, "it could not be played", e.err))
 	}
-	p.queue.Finish()
-	p.say("✓ played %s", order.title())
-	return p.finish(id, report{DeliveryID: id, Status: "played", At: time.Now().UTC()})
+	t.Done.Offset = 0
+	if t.Done.Rounds++; t.Done.Rounds < t.Repeat {
+		return p.state.advance(id, t.Done)
+	}
+	p.queue.Remove(id)
+	p.say("✓ played %s", t.title())
+	return p.finish(id, p.word(id, "played", ""))
 }
 
 // finish forgets a delivery, with the last reports on it.
 func (p *player) finish(id string, last ...report) error {
-	delete(p.files, id)
-	delete(p.progress, id)
-	delete(p.failures, id)
-	return p.state.finish(id, last...)
+	delete(p.jobs, id)
+	return p.state.drop("", id, last...)
+}
+
+func (p *player) job(id string) *job {
+	if p.jobs[id] == nil {
+		p.jobs[id] = &job{}
+	}
+	return p.jobs[id]
+}
+
+// word is a report of this moment.
+func (p *player) word(id, status, reason string) report {
+	return report{DeliveryID: id, Status: status, At: p.now().UTC(), Reason: clip(reason, maxReasonBytes)}
+}
+
+func (p *player) now() time.Time {
+	now, _ := p.server.clock.now()
+	return now
 }
 
 func (p *player) say(format string, args ...any) {
+	p.saying.Lock()
+	defer p.saying.Unlock()
 	fmt.Fprintf(p.Output, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }

@@ -1,9 +1,13 @@
 package player
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,39 +20,28 @@ import (
 
 const (
 	stateFile = "state.json"
+	// corruptFile is what a state file that cannot be read is kept as, for whoever wants to know why.
+	corruptFile = "state.json.corrupt"
+	// newFiles are files that are being written; those of a killed run are removed.
+	newFiles = ".new-"
 	// maxFinished bounds the deliveries that are remembered as done, so that none is played twice when the network repeats it.
 	maxFinished = 10_000
 )
 
-// Order is what the server wants played, as it says it.
-type Order struct {
-	DeliveryID string     `json:"deliveryId"`
-	SendID     string     `json:"sendId"`
-	Audio      Audio      `json:"audio"`
-	Priority   string     `json:"priority"`
-	Repeat     int        `json:"repeat"`
-	Volume     int        `json:"volume"` // percent
-	PlayAt     *time.Time `json:"playAt"`
-	ExpiresAt  time.Time  `json:"expiresAt"`
+// progress is how far a delivery has come: after an interruption or a restart it goes on from there.
+type progress struct {
+	// Delivered and Playing say that this was reported.
+	Delivered bool `json:"delivered,omitempty"`
+	Playing   bool `json:"playing,omitempty"`
+	// Rounds are those that were played to the end, Offset is how far into the next one it came.
+	Rounds int           `json:"rounds,omitempty"`
+	Offset time.Duration `json:"offset,omitempty"`
 }
 
-// Audio is what an order plays.
-type Audio struct {
-	Name     string  `json:"name"`
-	URL      string  `json:"url"`
-	SHA256   string  `json:"sha256"`
-	Format   string  `json:"format"`
-	Duration float64 `json:"duration"` // seconds
-}
-
-func (o Order) length() time.Duration { return time.Duration(o.Audio.Duration * float64(time.Second)) }
-
-func (o Order) title() string {
-	name := o.Audio.Name
-	if name == "" {
-		name = o.DeliveryID
-	}
-	return fmt.Sprintf("%q (%.1f s)", name, o.Audio.Duration)
+// task is an order and how far it has come.
+type task struct {
+	Order
+	Done progress `json:"done"`
 }
 
 // report is the player's word on a delivery.
@@ -61,8 +54,10 @@ type report struct {
 
 // state is what outlives the process. Every change is on the disk, whole, before it takes effect.
 type state struct {
+	ctx  context.Context // of the run: a disk that is full is waited for as long as it lasts
 	path string
 	lock *os.File
+	log  *slog.Logger
 
 	mu       sync.Mutex
 	kept     kept
@@ -71,13 +66,16 @@ type state struct {
 }
 
 type kept struct {
+	// Device says in short whose state it is: the server's and the device's.
+	Device      string   `json:"device"`
 	LastEventID string   `json:"lastEventId"`
-	Orders      []Order  `json:"orders"`   // in the order of arrival
+	Orders      []task   `json:"orders"`   // in the order of arrival
 	Finished    []string `json:"finished"` // the oldest first
 	Reports     []report `json:"reports"`  // still to be sent, in order
 }
 
-func openState(dir string) (*state, error) {
+// openState opens the state in a folder that no other player uses.
+func openState(ctx context.Context, dir, server, token string, log *slog.Logger) (*state, error) {
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("player: %w", err)
@@ -86,16 +84,16 @@ func openState(dir string) (*state, error) {
 		lock.Close()
 		return nil, fmt.Errorf("another player uses %s; give this one a --state-dir of its own", dir)
 	}
-	s := &state{path: filepath.Join(dir, stateFile), lock: lock, finished: map[string]bool{}, reported: make(chan struct{}, 1)}
-	raw, err := os.ReadFile(s.path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-	case err != nil:
-		return nil, errors.Join(fmt.Errorf("player: %w", err), lock.Close())
-	default:
-		if err := json.Unmarshal(raw, &s.kept); err != nil {
-			return nil, errors.Join(fmt.Errorf("player: %s: %w", s.path, err), lock.Close())
-		}
+	s := &state{
+		ctx: ctx, path: filepath.Join(dir, stateFile), lock: lock, log: log, finished: map[string]bool{}, reported: make(chan struct{}, 1),
+	}
+	removeUnfinished(dir)
+	if err := s.read(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if device := sha256.Sum256([]byte(server + "\n" + token)); s.kept.Device != hex.EncodeToString(device[:8]) {
+		// Another device's place in its stream means nothing to this one, and what is still to be played here the server tells from the beginning.
+		s.kept.Device, s.kept.LastEventID, s.kept.Orders = hex.EncodeToString(device[:8]), "", nil
 	}
 	for _, id := range s.kept.Finished {
 		s.finished[id] = true
@@ -104,9 +102,38 @@ func openState(dir string) (*state, error) {
 	return s, nil
 }
 
+// read reads the file. One that a broken disk or a lost supply left unreadable is put aside and not in the way: a shop whose player does not start any more
+// is worse off than one that hears something twice, since a player without a state is told all that is open.
+func (s *state) read() error {
+	raw, err := os.ReadFile(s.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("player: %w", err)
+	}
+	if err := json.Unmarshal(raw, &s.kept); err != nil {
+		aside := filepath.Join(filepath.Dir(s.path), corruptFile)
+		s.log.Error("the player's state cannot be read; it begins anew", "file", s.path, "kept", aside, "error", err)
+		s.kept = kept{}
+		if err := os.Rename(s.path, aside); err != nil {
+			return fmt.Errorf("player: %w", err)
+		}
+	}
+	return nil
+}
+
+func removeUnfinished(dir string) {
+	files, _ := filepath.Glob(filepath.Join(dir, newFiles+"*")) // fails for bad patterns only
+	for _, file := range files {
+		_ = os.Remove(file) // it only takes room
+	}
+}
+
 func (s *state) close() { s.lock.Close() }
 
-// change makes a change and puts it on the disk.
+// change makes a change and puts it on the disk. A disk that does not take it, since it is full, is tried until it does: nothing can be promised to the
+// server meanwhile.
 func (s *state) change(do func(*kept)) error {
 	do(&s.kept)
 	if extra := len(s.kept.Finished) - maxFinished; extra > 0 {
@@ -119,12 +146,18 @@ func (s *state) change(do func(*kept)) error {
 	if err != nil {
 		return fmt.Errorf("player: %w", err)
 	}
-	return writeWhole(s.path, raw)
+	for failures := 0; ; failures++ {
+		if err = writeWhole(s.path, raw); err == nil || s.ctx.Err() != nil {
+			return err
+		}
+		s.log.Error("the player's state cannot be written; trying again", "error", err)
+		pause(s.ctx, backoff(retryMin, failures))
+	}
 }
 
-// writeWhole replaces a file's content: after a crash it is the old or the new, whole.
+// writeWhole replaces a file's content: after a crash, of the machine too, it is the old or the new, whole.
 func writeWhole(path string, content []byte) error {
-	file, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	file, err := os.CreateTemp(filepath.Dir(path), newFiles)
 	if err != nil {
 		return fmt.Errorf("player: %w", err)
 	}
@@ -136,7 +169,11 @@ func writeWhole(path string, content []byte) error {
 	if err != nil {
 		return fmt.Errorf("player: %w", err)
 	}
-	return nil
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("player: %w", err)
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (s *state) lastEventID() string {
@@ -149,57 +186,77 @@ func (s *state) lastEventID() string {
 func (s *state) accept(eventID string, o Order) (news bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known := slices.IndexFunc(s.kept.Orders, func(k Order) bool { return k.DeliveryID == o.DeliveryID })
+	known := s.find(o.DeliveryID)
 	news = known < 0 && !s.finished[o.DeliveryID]
 	return news, s.change(func(k *kept) {
-		if eventID != "" {
-			k.LastEventID = eventID
-		}
+		k.seen(eventID)
 		switch {
 		case news:
-			k.Orders = append(k.Orders, o)
+			k.Orders = append(k.Orders, task{Order: o})
 		case known >= 0:
 			k.Orders[known].Audio.URL = o.Audio.URL // signed anew
 		}
 	})
 }
 
-// drop forgets an order that was cancelled.
-func (s *state) drop(eventID, deliveryID string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.change(func(k *kept) {
-		if eventID != "" {
-			k.LastEventID = eventID
-		}
-		s.forget(k, deliveryID)
-	})
-}
-
-// finish ends an order, with its last reports.
-func (s *state) finish(deliveryID string, last ...report) error {
+// drop ends an order: it is not obeyed again. The last reports on it are kept with that.
+func (s *state) drop(eventID, deliveryID string, last ...report) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.wake()
 	return s.change(func(k *kept) {
+		k.seen(eventID)
 		s.forget(k, deliveryID)
 		k.Reports = append(k.Reports, last...)
 	})
 }
 
+// finish ends an order, with its last reports.
+func (s *state) finish(deliveryID string, last ...report) error {
+	return s.drop("", deliveryID, last...)
+}
+
+// seen notes how far the stream was read.
+func (s *state) seen(eventID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(k *kept) { k.seen(eventID) })
+}
+
+// forgetPlace lets the stream begin anew.
+func (s *state) forgetPlace() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(k *kept) { k.LastEventID = "" })
+}
+
+func (k *kept) seen(eventID string) {
+	if eventID != "" {
+		k.LastEventID = eventID
+	}
+}
+
 func (s *state) forget(k *kept, deliveryID string) {
-	k.Orders = slices.DeleteFunc(k.Orders, func(o Order) bool { return o.DeliveryID == deliveryID })
-	if !s.finished[deliveryID] {
+	k.Orders = slices.DeleteFunc(k.Orders, func(t task) bool { return t.DeliveryID == deliveryID })
+	if deliveryID != "" && !s.finished[deliveryID] {
 		s.finished[deliveryID] = true
 		k.Finished = append(k.Finished, deliveryID)
 	}
 }
 
-func (s *state) report(r report) error {
+// advance notes how far a delivery has come, with the reports on that.
+func (s *state) advance(deliveryID string, done progress, reports ...report) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	at := s.find(deliveryID)
+	if at < 0 {
+		return nil
+	}
 	defer s.wake()
-	return s.change(func(k *kept) { k.Reports = append(k.Reports, r) })
+	return s.change(func(k *kept) {
+		k.Orders[at].Done = done
+		k.Reports = append(k.Reports, reports...)
+	})
 }
 
 func (s *state) wake() {
@@ -226,30 +283,41 @@ func (s *state) sent() error {
 	return s.change(func(k *kept) { k.Reports = slices.Delete(k.Reports, 0, 1) })
 }
 
-func (s *state) order(id string) (Order, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range s.kept.Orders {
-		if o.DeliveryID == id {
-			return o, true
-		}
-	}
-	return Order{}, false
+func (s *state) find(deliveryID string) int {
+	return slices.IndexFunc(s.kept.Orders, func(t task) bool { return t.DeliveryID == deliveryID })
 }
 
-func (s *state) orders() []Order {
+func (s *state) task(deliveryID string) (task, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at := s.find(deliveryID); at >= 0 {
+		return s.kept.Orders[at], true
+	}
+	return task{}, false
+}
+
+// tasks lists what is open, in the order of arrival.
+func (s *state) tasks() []task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.kept.Orders)
 }
 
-// next is the most pressing order that want wants, the oldest of its priority.
-func (s *state) next(want func(Order) bool) (found Order, ok bool) {
-	best := playback.Priority(-1)
-	for _, o := range s.orders() {
-		if p, _ := playback.ParsePriority(o.Priority); p > best && want(o) {
-			found, best, ok = o, p, true
+// audio lists the audio of what is open.
+func (s *state) audio() []Audio {
+	var all []Audio
+	for _, t := range s.tasks() {
+		all = append(all, t.Audio)
+	}
+	return all
+}
+
+// next is the oldest order of a priority that want wants.
+func (s *state) next(priority playback.Priority, want func(Order) bool) (Order, bool) {
+	for _, t := range s.tasks() {
+		if t.priority() == priority && want(t.Order) {
+			return t.Order, true
 		}
 	}
-	return found, ok
+	return Order{}, false
 }
