@@ -494,7 +494,7 @@ func TestLoad(t *testing.T) {
 	t.Parallel()
 	require.False(t, load(t).Exists())
 	s := load(t, scheduled(), plannedTo(second, 2, due), cancelled)
-	require.Equal(t, send.Send{
+	require.EqualExportedValues(t, send.Send{
 		ID: "snd_one", CompanyID: eventtest.Company, Environment: event.Live, AcceptedAt: eventtest.Begin, Terms: terms, Total: 2, ScheduleAt: due, LocalTime: "2026-03-01T11:00",
 		Planned: scheduled().Destinations, Sent: []send.AudioSent{plannedTo(second, 2, due)}, Cancelled: true,
 	}, s)
