@@ -3,14 +3,14 @@
 //
 // # Versions
 //
-// An event that was written is never written again, so what it looks like is for good: a payload's struct is not changed once events of it can be in a
-// store. What has to look otherwise is the next version, a struct of its own that is stored under a name of its own, `AudioUploaded.v2` after
-// `AudioUploaded` (ParseType takes such a name apart). From then on only the newest is written, and an older one is read as the newest: infra/eventstore
-// makes every Recorded there is, for the aggregates as for the subscribers, so that is where it is turned into the newest, and a subscription to the newest
-// name asks the store for the older ones too. Neither is needed, and neither is there, while every type has one version.
+// An event that was written is never written again, so what it looks like is for good. A field that may be absent can be added to a payload's struct.
+// Whatever else changes is the next version, a struct of its own that is stored under a name of its own: `AudioUploaded.v2` after `AudioUploaded`
+// (ParseType takes such a name apart). From then on only the newest is written, and an older one is read as the newest: infra/eventstore makes every
+// Recorded there is, for the aggregates as for the subscribers, so that is where an older one is turned into the newest, and a subscription to the newest
+// name asks the store for the older ones too. Neither is there while every type has one version.
 //
 // testdata has an event of every type and version as it is stored. A test reads each, and fails for a payload that has no file and for a file that no
-// payload reads; see its comment for how to add one.
+// payload reads; its comment says how to add one.
 package event
 
 import (

@@ -3,6 +3,7 @@ package event_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,8 +35,8 @@ import (
 //
 //   - A new payload goes into the list below; `go test ./domain/event -update` writes a file for it where there is none, with a made-up value in each field.
 //     Give it values as the product writes them before it is committed.
-//   - A payload of which events can be in a store does not change. What has to is a new version; see the package's comment. The struct of the older one stays
-//     for its file.
+//   - A field that is added and may be absent (omitempty, omitzero) goes into a second file, <event type>+<field>.json; -update writes it as well.
+//   - Anything else that changes is a new version; see the package's comment. The struct of the older one stays for its file.
 var update = flag.Bool("update", false, "write the files in testdata that are missing")
 
 var payloads = []event.Payload{
@@ -55,7 +57,27 @@ type stored struct {
 	Data     json.RawMessage `json:"data"`
 }
 
-func file(eventType string) string { return filepath.Join("testdata", eventType+".json") }
+// files lists the files of an event type.
+func files(t *testing.T, eventType string) []string {
+	all, err := filepath.Glob(filepath.Join("testdata", "*.json"))
+	require.NoError(t, err)
+	return slices.DeleteFunc(all, func(path string) bool { return typeOf(path) != eventType })
+}
+
+// typeOf is the event type that a file is named after.
+func typeOf(path string) string {
+	eventType, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), ".json"), "+")
+	return eventType
+}
+
+func open(t *testing.T, path string) stored {
+	raw, err := os.ReadFile(path)
+	require.NoError(t, err)
+	var e stored
+	strictly(t, raw, &e)
+	require.Equal(t, typeOf(path), e.Type)
+	return e
+}
 
 // What was written before still reads, field by field, and would be written the same.
 func TestWhatWasStoredStillReads(t *testing.T) {
@@ -63,30 +85,50 @@ func TestWhatWasStoredStillReads(t *testing.T) {
 	for _, p := range payloads {
 		t.Run(p.EventType(), func(t *testing.T) {
 			t.Parallel()
-			if *update {
-				add(t, p)
+			unset := unsetIn(t, p)
+			if *update && len(unset) > 0 {
+				add(t, p, unset)
+				unset = unsetIn(t, p)
 			}
-			raw, err := os.ReadFile(file(p.EventType()))
-			require.NoError(t, err, "a new type needs a file: -update writes one")
-			var e stored
-			strictly(t, raw, &e)
-			require.Equal(t, p.EventType(), e.Type)
-			read(t, e.Metadata, reflect.TypeFor[event.Metadata]())
-			read(t, e.Data, reflect.TypeOf(p))
+			require.Empty(t, unset, "no file in testdata has this; -update writes one")
 		})
 	}
 }
 
-// read decodes data into a new value of a type, and requires that each of its fields is in the data and nothing else is.
-func read(t *testing.T, data []byte, as reflect.Type) {
+// unsetIn reads the files of a payload, and lists what none of them has.
+func unsetIn(t *testing.T, p event.Payload) []string {
+	unset := []string{p.EventType()}
+	for i, path := range files(t, p.EventType()) {
+		missing := read(t, open(t, path).Data, reflect.TypeOf(p))
+		if i == 0 {
+			unset = missing
+		}
+		unset = slices.DeleteFunc(unset, func(field string) bool { return !slices.Contains(missing, field) })
+	}
+	return unset
+}
+
+// The same goes for what stands beside the payload.
+func TestStoredMetadataStillReads(t *testing.T) {
+	t.Parallel()
+	paths, err := filepath.Glob(filepath.Join("testdata", "*.json"))
+	require.NoError(t, err)
+	unset := read(t, []byte(`{"time": "0001-01-01T00:00:00Z"}`), reflect.TypeFor[event.Metadata]())
+	for _, path := range paths {
+		missing := read(t, open(t, path).Metadata, reflect.TypeFor[event.Metadata]())
+		unset = slices.DeleteFunc(unset, func(field string) bool { return !slices.Contains(missing, field) })
+	}
+	require.Empty(t, unset, "no file in testdata has this; a new field may be absent, and comes with a new file that has it")
+}
+
+// read decodes data into a new value of a type, requires that nothing in the data is lost, and lists what it does not set.
+func read(t *testing.T, data []byte, as reflect.Type) (unset []string) {
 	value := reflect.New(as)
 	strictly(t, data, value.Interface())
-	for _, path := range zeros(value.Elem(), as.Name()) {
-		require.Fail(t, path+" is not in the file", "Events that are stored do not have it. If there can be any, it belongs into a new version.")
-	}
 	again, err := json.Marshal(value.Interface())
 	require.NoError(t, err)
 	require.JSONEq(t, string(data), string(again))
+	return zeros(value.Elem(), "")
 }
 
 func strictly(t *testing.T, data []byte, into any) {
@@ -107,7 +149,7 @@ func zeros(v reflect.Value, path string) (unset []string) {
 		}
 	case v.Kind() == reflect.Struct && v.Type() != reflect.TypeFor[time.Time]():
 		for i := range v.NumField() {
-			unset = append(unset, zeros(v.Field(i), path+"."+v.Type().Field(i).Name)...)
+			unset = append(unset, zeros(v.Field(i), strings.TrimPrefix(path+"."+v.Type().Field(i).Name, "."))...)
 		}
 	case v.IsZero() || v.Kind() == reflect.Slice:
 		unset = append(unset, path)
@@ -176,21 +218,21 @@ func TestEveryFileIsRead(t *testing.T) {
 			if version > 2 {
 				before = fmt.Sprintf("%s.v%d", name, version-1)
 			}
-			require.FileExists(t, file(before), "%s was written before %s", before, p.EventType())
+			require.NotEmpty(t, files(t, before), "%s was written before %s", before, p.EventType())
 		}
 	}
-	files, err := filepath.Glob(file("*"))
+	paths, err := filepath.Glob(filepath.Join("testdata", "*"))
 	require.NoError(t, err)
-	for _, path := range files {
-		eventType := strings.TrimSuffix(filepath.Base(path), ".json")
-		require.True(t, types[eventType], "events like %s are in stores, and no payload is named %s", path, eventType)
+	for _, path := range paths {
+		require.True(t, types[typeOf(path)], "events like %s are in stores, and no payload has their type", path)
 	}
 }
 
-// add writes the file of a payload where there is none.
-func add(t *testing.T, p event.Payload) {
-	if _, err := os.Stat(file(p.EventType())); err == nil {
-		return
+// add writes a file for what no file of the payload has.
+func add(t *testing.T, p event.Payload, unset []string) {
+	path := filepath.Join("testdata", p.EventType()+".json")
+	if len(files(t, p.EventType())) > 0 {
+		path = filepath.Join("testdata", p.EventType()+"+"+unset[0]+".json")
 	}
 	encode := func(v any) json.RawMessage {
 		data, err := json.Marshal(v)
@@ -202,7 +244,10 @@ func add(t *testing.T, p event.Payload) {
 	fill(t, reflect.ValueOf(&metadata).Elem(), "")
 	text, err := json.MarshalIndent(stored{p.EventType(), encode(metadata), encode(payload.Interface())}, "", "  ")
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(file(p.EventType()), append(text, '\n'), 0o644))
+	created, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	require.NoError(t, err)
+	_, err = created.Write(append(text, '\n'))
+	require.NoError(t, errors.Join(err, created.Close()))
 }
 
 // fill sets all of a value.
