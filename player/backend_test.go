@@ -19,7 +19,7 @@ import (
 func install(t *testing.T, dir, name, script string) {
 	t.Helper()
 	path := filepath.Join(dir, name)
-	require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\nprintf '%s\\n' \"$@\" >"+path+".called\n"+script+"\n"), 0o700)) //nolint:gosec // it is to be run
+	require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\nprintf '%s\\n' \"$@\" >"+path+".called\n"+script+"\n"), 0o700))
 }
 
 func called(t *testing.T, dir, name string) string {
@@ -53,7 +53,6 @@ func TestTheFirstProgramThatTheMachineHas(t *testing.T) {
 func TestProgramsAreToldWhatToPlay(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("PATH", dir)
-	sound := Sound{File: "/audio/-x.mp3", Format: "mp3", Duration: 10 * time.Millisecond, Volume: 40, From: 2500 * time.Millisecond}
 	for name, want := range map[string]string{
 		"mpv":    "--no-video --really-quiet --no-terminal --volume=40 --start=2.500 -- /audio/-x.mp3",
 		"ffplay": "-nodisp -autoexit -loglevel error -volume 40 -ss 2.500 -i /audio/-x.mp3",
@@ -62,6 +61,7 @@ func TestProgramsAreToldWhatToPlay(t *testing.T) {
 		install(t, dir, name, "")
 		b, err := Find(name)
 		require.NoError(t, err)
+		sound := Sound{File: "/audio/-x.mp3", Format: "mp3", Duration: 10 * time.Millisecond, Volume: 40, From: 2500 * time.Millisecond}
 		if name == "aplay" { // which plays nothing but WAV
 			require.NoError(t, b.Play(t.Context(), sound))
 			require.NoFileExists(t, filepath.Join(dir, "aplay.called"))

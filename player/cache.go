@@ -110,7 +110,7 @@ func (c *cache) download(ctx context.Context, a Audio, path string) (err error) 
 	if err != nil {
 		return err
 	}
-	defer os.Remove(file.Name()) //nolint:errcheck // renamed away when all went well
+	defer os.Remove(file.Name()) // renamed away when all went well
 	hash := sha256.New()
 	n, err := io.Copy(io.MultiWriter(file, hash), io.LimitReader(resp.Body, maxAudioBytes+1))
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {

@@ -499,7 +499,7 @@ func newShop(t *testing.T, s *station) *shop {
 	t.Cleanup(func() {
 		if p.stop != nil {
 			p.stop()
-			<-p.ended
+			require.NoError(t, <-p.ended)
 		}
 		p.options.HTTP.CloseIdleConnections()
 		if t.Failed() {

@@ -244,8 +244,7 @@ func (p *player) arrived(f fetched) error {
 	if f.err != nil {
 		return p.failed(t, "the audio could not be fetched", f.err)
 	}
-	j := p.job(t.DeliveryID)
-	j.file, j.failures = f.file, 0
+	p.job(t.DeliveryID).file = f.file
 	if t.Done.Delivered {
 		return nil
 	}
@@ -330,7 +329,7 @@ func (p *player) begin(ctx context.Context, id string) error {
 		return fmt.Errorf("player: %s is queued and not known", id)
 	}
 	j := p.job(id)
-	if _, err := os.Stat(j.file); err != nil { // something else needed the room; it is fetched again
+	if _, err := os.Stat(j.file); errors.Is(err, os.ErrNotExist) { // something else needed the room; it is fetched again
 		p.queue.Remove(id)
 		j.file = ""
 		p.due.Reset(0)
@@ -393,11 +392,13 @@ func (p *player) over(e ended) error {
 	case e.err != nil && e.run.stopped: // it resumes
 		return nil
 	case e.err != nil:
+		p.job(id).file = "" // perhaps it is broken: its hash is checked once more
 		t.Done.Offset = 0
 		return errors.Join(p.state.advance(id, t.Done), p.failed(t, "it could not be played", e.err))
 	}
 	t.Done.Offset = 0
 	if t.Done.Rounds++; t.Done.Rounds < t.Repeat {
+		p.job(id).failures = 0
 		return p.state.advance(id, t.Done)
 	}
 	p.queue.Remove(id)

@@ -321,7 +321,7 @@ func clip(text string, n int) string {
 // backoff is the pause after a number of failures; the jitter keeps a city's players apart when the server comes back.
 func backoff(least time.Duration, failures int) time.Duration {
 	wait := min(least<<min(failures, 16), retryMax)
-	return wait + rand.N(wait/2+1)
+	return wait + rand.N(wait/2+1) //nolint:gosec // nothing secret depends on it
 }
 
 func pause(ctx context.Context, wait time.Duration) {

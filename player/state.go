@@ -161,7 +161,7 @@ func writeWhole(path string, content []byte) error {
 	if err != nil {
 		return fmt.Errorf("player: %w", err)
 	}
-	defer os.Remove(file.Name()) //nolint:errcheck // renamed away when all went well
+	defer os.Remove(file.Name()) // renamed away when all went well
 	_, err = file.Write(content)
 	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
 		err = os.Rename(file.Name(), path)
@@ -209,11 +209,6 @@ func (s *state) drop(eventID, deliveryID string, last ...report) error {
 		s.forget(k, deliveryID)
 		k.Reports = append(k.Reports, last...)
 	})
-}
-
-// finish ends an order, with its last reports.
-func (s *state) finish(deliveryID string, last ...report) error {
-	return s.drop("", deliveryID, last...)
 }
 
 // seen notes how far the stream was read.
