@@ -37,7 +37,7 @@ func (w *Cancellation) Run(ctx context.Context) error {
 	}.run(ctx)
 }
 
-func (w *Cancellation) handle(ctx context.Context, _ pgx.Tx, events []event.Recorded) error {
+func (w *Cancellation) handle(ctx context.Context, _ *pgx.Batch, events []event.Recorded) error {
 	for _, e := range events {
 		refs, reason, err := w.affected(ctx, e)
 		if err != nil {

@@ -38,7 +38,7 @@ func (w *Cleanup) Follow(ctx context.Context) error {
 // Run cleans up until ctx ends.
 func (w *Cleanup) Run(ctx context.Context) error { return w.every(ctx, "cleanup", w.clean) }
 
-func (w *Cleanup) removeBytes(ctx context.Context, _ pgx.Tx, events []event.Recorded) error {
+func (w *Cleanup) removeBytes(ctx context.Context, _ *pgx.Batch, events []event.Recorded) error {
 	for _, e := range events {
 		var deleted audio.Deleted
 		if err := json.Unmarshal(e.Data, &deleted); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -14,17 +13,18 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/workers/inbox"
 )
 
 // deliveryGroup is the consumer group of the delivery workers.
 const deliveryGroup = "musique-delivery"
 
-// deliveryTimeout bounds the transaction of one message.
+// deliveryTimeout bounds the transaction of the messages that are delivered together.
 const deliveryTimeout = 30 * time.Second
 
-// Delivery takes the dispatch topic's messages into the players' inboxes, each message in one transaction. A message that cannot be taken is refused
-// and comes again; the other partitions go on.
+// Delivery takes the dispatch topic's messages into the players' inboxes: all that wait, each of another partition, in one transaction. A message that
+// cannot be taken is refused and comes again; the other partitions go on.
 type Delivery struct{ Deps }
 
 // NewDelivery makes the worker.
@@ -40,47 +40,72 @@ func (w *Delivery) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// One partition gives one message at a time, so this is at most one goroutine for each of ours.
-	var busy sync.WaitGroup
-	for msg := range messages {
-		busy.Go(func() { w.take(ctx, msg) })
+	// A partition gives its next message when the one before is acknowledged, so no more than one of each of ours waits.
+	waiting := make(chan *message.Message, DispatchPartitions)
+	go func() {
+		defer close(waiting)
+		for msg := range messages {
+			waiting <- msg
+		}
+	}()
+	for first := range waiting {
+		group := []*message.Message{first}
+		for len(waiting) > 0 {
+			group = append(group, <-waiting)
+		}
+		w.take(ctx, group)
 	}
-	busy.Wait()
 	return subscriber.Close()
 }
 
-func (w *Delivery) take(ctx context.Context, msg *message.Message) {
-	// A message in hand is finished even when the worker is told to end.
+// take delivers messages together, or each alone if that fails, so that one that cannot be delivered holds up no other.
+func (w *Delivery) take(ctx context.Context, group []*message.Message) {
+	// What is in hand is finished even when the worker is told to end.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), deliveryTimeout)
 	defer cancel()
-	if err := w.deliver(work, msg.Payload); err != nil {
-		w.Log.Error("a message of the dispatch topic cannot be delivered; it comes again", "message", msg.UUID, "error", err)
-		msg.Nack()
+	err := w.deliver(work, group)
+	if err != nil && len(group) > 1 && !postgres.IsUnavailable(err) {
+		for i := range group {
+			w.take(ctx, group[i:i+1])
+		}
 		return
 	}
-	msg.Ack()
+	for _, msg := range group {
+		if err != nil {
+			w.Log.Error("a message of the dispatch topic cannot be delivered; it comes again", "message", msg.UUID, "error", err)
+			msg.Nack()
+			continue
+		}
+		msg.Ack()
+	}
 }
 
-func (w *Delivery) deliver(ctx context.Context, payload []byte) error {
-	var dispatched Dispatched
-	if err := json.Unmarshal(payload, &dispatched); err != nil {
-		return fmt.Errorf("read message: %w", err)
-	}
+func (w *Delivery) deliver(ctx context.Context, group []*message.Message) error {
 	var entries []inbox.Entry
-	for _, s := range dispatched.Sends {
-		for _, to := range s.To {
-			entries = append(entries, inbox.Entry{
-				Location:   inbox.Location{CompanyID: s.CompanyID, Environment: s.Environment, UserID: to.UserID},
-				ExternalID: to.ExternalID,
-				Delivery: inbox.Delivery{
-					DeliveryID: to.DeliveryID, SendID: s.SendID, AudioID: s.Audio.AudioID, BlobKey: s.Audio.BlobKey, Name: s.Audio.Name,
-					SHA256: s.Audio.SHA256, Format: s.Audio.Format, DurationMs: s.Audio.DurationMs, Size: s.Audio.Size,
-					Priority: s.Priority, Repeat: s.Repeat, Volume: s.Volume, PlayAt: to.PlayAt, ExpiresAt: to.ExpiresAt,
-				},
-			})
+	for _, msg := range group {
+		var dispatched Dispatched
+		if err := json.Unmarshal(msg.Payload, &dispatched); err != nil {
+			return fmt.Errorf("read message: %w", err)
+		}
+		for _, s := range dispatched.Sends {
+			for _, to := range s.To {
+				entries = append(entries, inbox.Entry{
+					Location:   inbox.Location{CompanyID: s.CompanyID, Environment: s.Environment, UserID: to.UserID},
+					ExternalID: to.ExternalID,
+					Delivery: inbox.Delivery{
+						DeliveryID: to.DeliveryID, SendID: s.SendID, AudioID: s.Audio.AudioID, BlobKey: s.Audio.BlobKey, Name: s.Audio.Name,
+						SHA256: s.Audio.SHA256, Format: s.Audio.Format, DurationMs: s.Audio.DurationMs, Size: s.Audio.Size,
+						Priority: s.Priority, Repeat: s.Repeat, Volume: s.Volume, PlayAt: to.PlayAt, ExpiresAt: to.ExpiresAt,
+					},
+				})
+			}
 		}
 	}
-	return pgx.BeginFunc(ctx, w.Pool, func(tx pgx.Tx) error { return inbox.Put(ctx, tx, entries) })
+	batch := &pgx.Batch{}
+	if err := inbox.Put(batch, entries); err != nil {
+		return err
+	}
+	return w.Pool.SendBatch(ctx, batch).Close()
 }
 
 // Closer follows the ends of deliveries: those leave the inboxes, and players are told of the cancelled ones.
@@ -100,7 +125,7 @@ func (w *Closer) Run(ctx context.Context) error {
 	}.run(ctx)
 }
 
-func (w *Closer) handle(ctx context.Context, tx pgx.Tx, events []event.Recorded) error {
+func (w *Closer) handle(_ context.Context, batch *pgx.Batch, events []event.Recorded) error {
 	var ids []string
 	var times []time.Time
 	var cancels []inbox.Entry
@@ -122,11 +147,9 @@ func (w *Closer) handle(ctx context.Context, tx pgx.Tx, events []event.Recorded)
 			})
 		}
 	}
-	if err := inbox.Close(ctx, tx, ids, times); err != nil {
-		return err
-	}
+	inbox.Close(batch, ids, times)
 	if len(cancels) == 0 {
 		return nil
 	}
-	return inbox.PutCancels(ctx, tx, cancels)
+	return inbox.PutCancels(batch, cancels)
 }

@@ -96,7 +96,7 @@ func (w *Dispatch) Run(ctx context.Context) error {
 	}.run(ctx)
 }
 
-func (w *Dispatch) handle(ctx context.Context, _ pgx.Tx, events []event.Recorded) error {
+func (w *Dispatch) handle(ctx context.Context, _ *pgx.Batch, events []event.Recorded) error {
 	buckets := map[int][]DispatchSend{}
 	for _, e := range events {
 		sent, err := w.sentBy(ctx, e)

@@ -43,8 +43,7 @@ func (w *Scheduler) Follow(ctx context.Context) error {
 // Run starts what is due until ctx ends.
 func (w *Scheduler) Run(ctx context.Context) error { return w.every(ctx, "scheduler", w.start) }
 
-func (w *Scheduler) handle(ctx context.Context, tx pgx.Tx, events []event.Recorded) error {
-	batch := &pgx.Batch{}
+func (w *Scheduler) handle(_ context.Context, batch *pgx.Batch, events []event.Recorded) error {
 	for _, e := range events {
 		var p struct {
 			SendID     string    `json:"sendId"`
@@ -70,7 +69,7 @@ func (w *Scheduler) handle(ctx context.Context, tx pgx.Tx, events []event.Record
 			batch.Queue(`DELETE FROM workers.schedule WHERE send_id = $1`, p.SendID)
 		}
 	}
-	return tx.SendBatch(ctx, batch).Close()
+	return nil
 }
 
 func (w *Scheduler) start(ctx context.Context) (time.Duration, error) {

@@ -67,8 +67,9 @@ type follower struct {
 	Deps
 	name  string
 	types []string
-	// handle may also act outside the transaction, if doing so twice is harmless: a failure after it has the same page come again.
-	handle func(ctx context.Context, tx pgx.Tx, events []event.Recorded) error
+	// handle queues what it writes. It may also act at once, outside the transaction, if doing so twice is harmless: a failure after it has the same
+	// page come again.
+	handle func(ctx context.Context, batch *pgx.Batch, events []event.Recorded) error
 }
 
 // run follows until ctx ends.
@@ -103,23 +104,21 @@ func (f follower) checkpoint(ctx context.Context) (event.Position, error) {
 	return p, err
 }
 
+// apply writes what the page does and the checkpoint in one round trip, which is one transaction.
 func (f follower) apply(ctx context.Context, page eventstore.Page) error {
-	return pgx.BeginFunc(ctx, f.Pool, func(tx pgx.Tx) error {
-		// What is lost of this when the server crashes is done again from the checkpoint that is lost with it.
-		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = off"); err != nil {
+	batch := &pgx.Batch{}
+	// What is lost of this when the server crashes is done again from the checkpoint that is lost with it.
+	batch.Queue("SELECT set_config('synchronous_commit', 'off', true)")
+	if len(page.Events) > 0 {
+		if err := f.handle(ctx, batch, page.Events); err != nil {
 			return err
 		}
-		if len(page.Events) > 0 {
-			if err := f.handle(ctx, tx, page.Events); err != nil {
-				return err
-			}
-		}
-		_, err := tx.Exec(ctx, `
+	}
+	batch.Queue(`
 INSERT INTO workers.checkpoint VALUES ($1, $2, $3)
 ON CONFLICT (follower) DO UPDATE SET commit_position = excluded.commit_position, prepare_position = excluded.prepare_position`,
-			f.name, int64(page.Through.Commit), int64(page.Through.Prepare))
-		return err
-	})
+		f.name, int64(page.Through.Commit), int64(page.Through.Prepare))
+	return f.Pool.SendBatch(ctx, batch).Close()
 }
 
 // lead runs work while this instance holds the lock of that name, and waits for the lock otherwise. The lock lies on a connection of its own: it goes

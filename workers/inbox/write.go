@@ -1,7 +1,6 @@
 package inbox
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -30,12 +29,11 @@ type Entry struct {
 	Delivery   Delivery
 }
 
+// What changes inboxes is queued: a batch is one round trip and, without statements that begin or end one, one transaction.
+
 // Put adds deliveries to inboxes, in their order, and wakes the players' streams when the transaction commits. One that is there already, or has
 // ended, is left out, so putting again changes nothing.
-func Put(ctx context.Context, tx pgx.Tx, entries []Entry) error {
-	if err := lock(ctx, tx, entries); err != nil {
-		return err
-	}
+func Put(batch *pgx.Batch, entries []Entry) error {
 	const insert = `
 INSERT INTO workers.inbox (company_id, environment, user_id, external_id, kind, delivery_id, play_at, expires_at, payload)
 SELECT e.company_id, e.environment, e.user_id, e.external_id, 'deliver', e.delivery_id, e.play_at, e.expires_at, e.payload
@@ -44,28 +42,22 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::ti
 WHERE NOT EXISTS (SELECT FROM workers.inbox_closed c WHERE c.delivery_id = e.delivery_id)
 ORDER BY e.place
 ON CONFLICT (delivery_id, kind) DO NOTHING`
-	return write(ctx, tx, insert, entries)
+	return write(batch, insert, entries)
 }
 
 // Close ends deliveries: they leave the inboxes and do not come back.
-func Close(ctx context.Context, tx pgx.Tx, deliveryIDs []string, at []time.Time) error {
+func Close(batch *pgx.Batch, deliveryIDs []string, at []time.Time) {
 	const closing = `
 WITH closed AS (
     INSERT INTO workers.inbox_closed (delivery_id, closed_at) SELECT * FROM unnest($1::text[], $2::timestamptz[])
     ON CONFLICT DO NOTHING
 )
 DELETE FROM workers.inbox WHERE kind = 'deliver' AND delivery_id = ANY($1)`
-	if _, err := tx.Exec(ctx, closing, deliveryIDs, at); err != nil {
-		return fmt.Errorf("close deliveries: %w", err)
-	}
-	return nil
+	batch.Queue(closing, deliveryIDs, at)
 }
 
 // PutCancels tells players that deliveries were called off. ExpiresAt says how long a player that is away still has to learn of it.
-func PutCancels(ctx context.Context, tx pgx.Tx, entries []Entry) error {
-	if err := lock(ctx, tx, entries); err != nil {
-		return err
-	}
+func PutCancels(batch *pgx.Batch, entries []Entry) error {
 	const insert = `
 INSERT INTO workers.inbox (company_id, environment, user_id, external_id, kind, delivery_id, play_at, expires_at, payload)
 SELECT e.company_id, e.environment, e.user_id, e.external_id, 'cancel', e.delivery_id, e.play_at, e.expires_at, e.payload
@@ -73,24 +65,13 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::ti
      WITH ORDINALITY AS e (company_id, environment, user_id, external_id, delivery_id, play_at, expires_at, payload, place)
 ORDER BY e.place
 ON CONFLICT (delivery_id, kind) DO NOTHING`
-	return write(ctx, tx, insert, entries)
+	return write(batch, insert, entries)
 }
 
-// lock takes the locks of the entries' buckets, in one order for all, so that two writers never wait for each other.
-func lock(ctx context.Context, tx pgx.Tx, entries []Entry) error {
-	var buckets []int32
-	for _, e := range entries {
-		buckets = append(buckets, int32(location.Bucket(e.Location.CompanyID, e.Location.UserID)))
-	}
-	slices.Sort(buckets)
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, bucket) FROM unnest($2::int[]) AS bucket", bucketLockClass, slices.Compact(buckets)); err != nil {
-		return fmt.Errorf("lock buckets: %w", err)
-	}
-	return nil
-}
-
-func write(ctx context.Context, tx pgx.Tx, insert string, entries []Entry) error {
+// write queues the insert under the locks of the entries' buckets, which are taken in one order by all, so that two writers never wait for each other.
+func write(batch *pgx.Batch, insert string, entries []Entry) error {
 	n := len(entries)
+	buckets := make([]int32, n)
 	companies, environments, users, externals := make([]string, n), make([]string, n), make([]int64, n), make([]string, n)
 	deliveries, playAts, expires, payloads := make([]string, n), make([]*time.Time, n), make([]time.Time, n), make([]string, n)
 	for i, e := range entries {
@@ -98,18 +79,15 @@ func write(ctx context.Context, tx pgx.Tx, insert string, entries []Entry) error
 		if err != nil {
 			return fmt.Errorf("inbox entry: %w", err)
 		}
+		buckets[i] = int32(location.Bucket(e.Location.CompanyID, e.Location.UserID))
 		companies[i], environments[i], users[i], externals[i] = e.Location.CompanyID, string(e.Location.Environment), e.Location.UserID, e.ExternalID
 		deliveries[i], playAts[i], expires[i], payloads[i] = e.Delivery.DeliveryID, e.Delivery.PlayAt, e.Delivery.ExpiresAt, string(payload)
 	}
-	if _, err := tx.Exec(ctx, insert, companies, environments, users, externals, deliveries, playAts, expires, payloads); err != nil {
-		return fmt.Errorf("write inbox: %w", err)
-	}
-	batch := &pgx.Batch{}
+	slices.Sort(buckets)
+	batch.Queue("SELECT pg_advisory_xact_lock($1, bucket) FROM unnest($2::int[]) AS bucket", bucketLockClass, slices.Compact(buckets))
+	batch.Queue(insert, companies, environments, users, externals, deliveries, playAts, expires, payloads)
 	for _, payload := range notifications(entries) {
 		batch.Queue("SELECT pg_notify($1, $2)", channel, payload)
-	}
-	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("notify players' streams: %w", err)
 	}
 	return nil
 }
