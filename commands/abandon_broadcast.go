@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"errors"
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
@@ -27,6 +28,9 @@ func (h AbandonBroadcastHandler) Handle(ctx context.Context, cmd AbandonBroadcas
 		return false, err
 	}
 	_, err = h.abandon(ctx, cmd.SendID, history)
+	if errors.Is(err, eventstore.ErrConflict) { // its writer lives, or another was faster
+		return false, nil
+	}
 	return err == nil, err
 }
 

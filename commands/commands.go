@@ -50,8 +50,8 @@ type Reads interface {
 	TokenByHash(ctx context.Context, companyID string, hashes []string) (tokenID string, found bool, err error)
 	// Destinations finds the locations that a send goes to, in the order of their external IDs, and the external IDs that are none.
 	Destinations(ctx context.Context, companyID string, env event.Environment, targets send.Targets) (found []send.Location, unknown []string, err error)
-	// PendingSends lists the sends of a piece of audio that are not finished.
-	PendingSends(ctx context.Context, companyID string, env event.Environment, audioID string) (sendIDs []string, err error)
+	// PendingSends lists the sends of a piece of audio that were recorded before a position and are not finished.
+	PendingSends(ctx context.Context, companyID string, env event.Environment, audioID string, before event.Position) (sendIDs []string, err error)
 	// SendEnded reports whether every delivery of a send has ended.
 	SendEnded(ctx context.Context, sendID string) (bool, error)
 	// Delivery finds what a delivery is about.

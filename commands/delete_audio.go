@@ -25,8 +25,8 @@ type DeleteAudio struct {
 // DeleteAudioHandler carries out DeleteAudio.
 type DeleteAudioHandler struct{ *tools }
 
-// Handle marks the deletion, looks for pending sends, and finishes or abandons it. A send looks for the mark after it was recorded; so of a
-// deletion and a send at the same moment, at least one sees the other.
+// Handle marks the deletion, looks for pending sends, and finishes or abandons it. A send looks for the mark after it was recorded. So of a deletion and
+// a send at the same moment the one that was recorded first goes on, and the other one sees it.
 func (h DeleteAudioHandler) Handle(ctx context.Context, cmd DeleteAudio) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deletionBudget)
 	defer cancel()
@@ -72,12 +72,12 @@ func (h DeleteAudioHandler) Handle(ctx context.Context, cmd DeleteAudio) error {
 	return nil
 }
 
-// pendingSends asks the read model when it has passed the mark, and so every send that did not see it.
+// pendingSends asks the read model, when it has passed the mark, for the sends before it. Those after it see it, and take themselves back.
 func (h DeleteAudioHandler) pendingSends(ctx context.Context, cmd DeleteAudio, marked event.Position) ([]string, error) {
 	if err := h.waitFor(ctx, marked, Sends); err != nil {
 		return nil, fmt.Errorf("look for pending sends: %w", &fault.Error{Code: fault.ServiceUnavailable, Message: "It could not be found out whether sends of the audio are pending; try again.", RetryAfter: retryAfter})
 	}
-	return h.Reads.PendingSends(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.AudioID)
+	return h.Reads.PendingSends(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.AudioID, marked)
 }
 
 // abandon lifts the mark of a deletion that could not be decided. If that fails too, the mark is void after audio.DeletionPatience.

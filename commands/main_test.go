@@ -7,13 +7,16 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/commands/commandstest"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/eventstore/storetest"
 )
 
@@ -88,4 +91,22 @@ func count(history []event.Recorded, eventType string) (n int) {
 	return n
 }
 
-var _ = commands.ImportCreated
+// propose is events as a handler appends them.
+func propose(p commandstest.Partner, at time.Time, payloads ...event.Payload) []event.Proposed {
+	events := make([]event.Proposed, len(payloads))
+	for i, payload := range payloads {
+		events[i] = event.Proposed{ID: uuid.New(), Payload: payload, Metadata: event.Metadata{CompanyID: p.CompanyID, Environment: event.Live, Time: at}}
+	}
+	return events
+}
+
+// planned is what a send records.
+func planned(t *testing.T, p commandstest.Partner, sendID string, cmd commands.SendAudio) []event.Payload {
+	t.Helper()
+	to, unknown, err := p.Reads.Destinations(t.Context(), p.CompanyID, cmd.Caller.Environment, cmd.Request.Targets)
+	require.NoError(t, err)
+	require.Empty(t, unknown)
+	payloads, err := send.Plan(sendID, cmd.Request.Terms(cmd.AudioID), cmd.Request, to, time.Now().UTC())
+	require.NoError(t, err)
+	return payloads
+}

@@ -13,7 +13,6 @@ import (
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
-	"github.com/musique/musique/infra/eventstore/storetest"
 	"github.com/musique/musique/projections/audiolibrary"
 	"github.com/musique/musique/projections/locations"
 	"github.com/musique/musique/projections/sends"
@@ -141,7 +140,7 @@ func statuses(results []commands.ImportResult) (all []string) {
 // A first request whose read models lagged leaves its caller without its own write; the repeat waits for it.
 func TestARepeatReadsWhatTheFirstRequestWrote(t *testing.T) {
 	t.Parallel()
-	w := commandstest.Still(t, storetest.Open(t))
+	w := commandstest.Still(t, commandstest.Store(t))
 	stop := w.Project(t)
 	p := w.Partner(t)
 	p.Locations(t, "hall")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/musique/musique/domain/audio"
@@ -17,9 +18,8 @@ import (
 const (
 	// abandonAfter is how old a large broadcast is that was never closed before others take its writer for dead.
 	abandonAfter = 30 * time.Second
-	// sealPatience bounds how long a repeat waits for the first request to close its broadcast, sealPoll how often it looks.
-	sealPatience = 5 * time.Second
-	sealPoll     = 50 * time.Millisecond
+	// sealPoll is how often a repeat looks whether the first request has closed its broadcast.
+	sealPoll = 50 * time.Millisecond
 )
 
 // SendAudio sends audio to one, some or all locations, now or later.
@@ -71,49 +71,72 @@ func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (AudioSent,
 	}
 	// From here on the caller's leaving stops nothing: a send is accepted whole.
 	ctx = context.WithoutCancel(ctx)
-	position, err := h.record(ctx, id, expected, identity.mark(meta), payloads)
+	recorded, position, err := h.record(ctx, id, expected, identity.mark(meta), payloads)
 	if errors.Is(err, eventstore.ErrConflict) && identity.keyed() {
 		if _, earlier, err = h.before(ctx, identity, id); err == nil && !earlier.Exists() {
 			err = fault.New(fault.Conflict, "Another request with this Idempotency-Key is being carried out; try again.")
 		}
 		return AudioSent{Send: earlier, Replayed: true}, err
 	}
+	if errors.Is(err, eventstore.ErrConflict) { // it took so long that others took us for dead and abandoned it
+		err = fmt.Errorf("%w: %w", &fault.Error{Code: fault.ServiceUnavailable, Message: "The send could not be recorded in time, and nothing was sent; try again.", RetryAfter: retryAfter}, err)
+	}
 	if err != nil {
 		return AudioSent{}, err
 	}
-	if err := h.sendable(ctx, cmd); err != nil {
-		// A deletion of the audio began at the same moment and may not have seen the send.
-		return AudioSent{}, errors.Join(err, h.undo(ctx, id, meta))
+	if err := h.stands(ctx, cmd.AudioID, recorded); err != nil {
+		return AudioSent{}, h.undo(ctx, id, meta, err)
 	}
 	h.settle(ctx, position, Sends)
 	accepted, err := stateAfter(id, meta, payloads, cmd.Request)
 	return AudioSent{Send: accepted}, err
 }
 
-// before finds what an earlier request with the same key left: an accepted send, or the revision that one has to begin at.
+// before finds what an earlier request with the same key left: an accepted send, or the revision that one has to begin at. A large broadcast that is being
+// recorded it waits for; one whose writer is taken for dead it abandons.
 func (h SendAudioHandler) before(ctx context.Context, identity identity, id string) (eventstore.Expected, send.Send, error) {
-	deadline := h.now().Add(sealPatience)
+	if !identity.keyed() {
+		return eventstore.NoStream, send.Send{}, nil
+	}
+	var history []event.Recorded
+	var state send.Send
 	for {
-		history, err := h.earlier(ctx, identity, send.Stream(id))
-		if err != nil || len(history) == 0 {
-			return eventstore.NoStream, send.Send{}, err
-		}
-		state, err := send.Load(history)
-		switch {
-		case err != nil:
+		more, err := h.Store.Page(ctx, send.Stream(id), uint64(len(history)), math.MaxInt64)
+		if err != nil {
 			return eventstore.Expected{}, send.Send{}, err
+		}
+		if history = append(history, more...); len(history) == 0 {
+			return eventstore.NoStream, send.Send{}, nil
+		}
+		if err := identity.same(history); err != nil {
+			return eventstore.Expected{}, send.Send{}, err
+		}
+		if len(more) > 0 {
+			if state, err = send.Load(history); err != nil {
+				return eventstore.Expected{}, send.Send{}, err
+			}
+		}
+		switch {
 		case !state.Exists(): // abandoned before: this request begins it again
 			return eventstore.ExpectedAfter(history), send.Send{}, nil
+		case state.Refused:
+			return eventstore.Expected{}, send.Send{}, fault.New(fault.Conflict, "The request with this Idempotency-Key was refused, since its audio was being deleted; use a new key.")
 		case !state.Open:
-			h.settle(ctx, history[len(history)-1].Position, Sends)
+			// Whoever recorded it may have died before it looked for a deletion.
+			err := h.stands(ctx, state.Terms.AudioID, state.Recorded())
+			if fault.CodeOf(err) != fault.Internal {
+				err = h.undo(context.WithoutCancel(ctx), id, history[0].Metadata, err)
+			}
+			if err != nil {
+				return eventstore.Expected{}, send.Send{}, err
+			}
+			h.settle(ctx, end(history), Sends)
 			return eventstore.Expected{}, state, nil
 		case h.now().Sub(history[len(history)-1].Metadata.Time) > abandonAfter:
-			if _, err := h.abandon(ctx, id, history); err != nil {
+			if _, err := h.abandon(ctx, id, history); err != nil && !errors.Is(err, eventstore.ErrConflict) {
 				return eventstore.Expected{}, send.Send{}, err
 			}
 			continue
-		case h.now().After(deadline):
-			return eventstore.Expected{}, send.Send{}, fault.New(fault.Conflict, "Another request with this Idempotency-Key is being carried out; try again.")
 		}
 		select {
 		case <-time.After(sealPoll):
@@ -134,6 +157,15 @@ func (h SendAudioHandler) sendable(ctx context.Context, cmd SendAudio) error {
 		return err
 	}
 	return a.Sendable(cmd.Caller.CompanyID, cmd.Caller.Environment, h.now())
+}
+
+// stands reports, as an error, why a send that was recorded at a position has to be taken back: a deletion of its audio at the same moment did not see it.
+func (h SendAudioHandler) stands(ctx context.Context, audioID string, recorded event.Position) error {
+	history, err := h.Store.Load(ctx, audio.Stream(audioID))
+	if err != nil {
+		return err
+	}
+	return audio.Stands(history, recorded, h.now())
 }
 
 // maxDoubted bounds the external IDs that are looked for in the store before they are said to be unknown.
@@ -199,23 +231,30 @@ func (h SendAudioHandler) registered(ctx context.Context, c Caller, externalIDs 
 	return newest, nil
 }
 
-// record appends the send's events: in one append if they fit, else in parts that a BroadcastSealed closes.
-func (h SendAudioHandler) record(ctx context.Context, id string, expected eventstore.Expected, meta event.Metadata, payloads []event.Payload) (event.Position, error) {
+// record appends the send's events: in one append if they fit, else in parts that a BroadcastSealed closes. Begun is where the first append is, position
+// where the last is.
+func (h SendAudioHandler) record(ctx context.Context, id string, expected eventstore.Expected, meta event.Metadata, payloads []event.Payload) (begun, position event.Position, err error) {
 	stream := send.Stream(id)
 	parts := appends(meta, payloads)
 	if len(parts) == 1 {
-		return h.Store.Append(ctx, stream, expected, parts[0]...)
+		position, err = h.Store.Append(ctx, stream, expected, parts[0]...)
+		return position, position, err
 	}
 	send.Unseal(payloads)
+	parts = appends(meta, payloads)
 	total := 0
-	for _, part := range appends(meta, payloads) {
-		if _, err := h.Store.Append(ctx, stream, expected, part...); err != nil {
-			return event.Position{}, err
+	for _, part := range parts {
+		if position, err = h.Store.Append(ctx, stream, expected, part...); err != nil {
+			return begun, position, err
+		}
+		if begun.IsZero() {
+			begun = position
 		}
 		total += len(part)
 		expected = after(expected, len(part))
 	}
-	return h.Store.Append(ctx, stream, expected, propose(meta, send.BroadcastSealed{SendID: id, Total: total})...)
+	position, err = h.Store.Append(ctx, stream, expected, propose(meta, send.BroadcastSealed{SendID: id, Total: total})...)
+	return begun, position, err
 }
 
 // after is where a stream stands after events were appended to it where it was expected to be.
@@ -241,19 +280,21 @@ func appends(meta event.Metadata, payloads []event.Payload) [][]event.Proposed {
 	return parts
 }
 
-// undo takes back a send that nobody was told of.
-func (h SendAudioHandler) undo(ctx context.Context, id string, meta event.Metadata) error {
+// undo takes back a send that nobody was told of, and gives the reason. Where it cannot, the repeat of the request or the deletion's worker will.
+func (h SendAudioHandler) undo(ctx context.Context, id string, meta event.Metadata, reason error) error {
+	meta.Idempotency, meta.Fingerprint, meta.Time = "", "", h.now()
 	position, err := h.change(ctx, send.Stream(id), meta, func(history []event.Recorded) ([]event.Payload, error) {
 		s, err := send.Load(history)
-		if err != nil || s.Cancelled {
+		if err != nil || s.Refused {
 			return nil, err
 		}
-		return []event.Payload{send.Cancelled{SendID: id}}, nil
+		return []event.Payload{send.Cancelled{SendID: id, Refused: true}}, nil
 	})
-	if err == nil {
-		h.settle(ctx, position, Sends)
+	if err != nil {
+		return fmt.Errorf("take back a send: %w", err)
 	}
-	return err
+	h.settle(ctx, position, Sends)
+	return reason
 }
 
 // stateAfter is the state of a send that consists of these events.

@@ -2,6 +2,7 @@ package projections
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -248,17 +249,26 @@ func TestSendsAndTheirDeliveries(t *testing.T) {
 	}
 
 	reads := NewReads(pool, NewPositions(pool, quiet))
-	pending, err := reads.PendingSends(ctx, "co_one", event.Live, "aud_1")
+	ever := event.Position{Commit: math.MaxInt64}
+	pending, err := reads.PendingSends(ctx, "co_one", event.Live, "aud_1", ever)
 	require.NoError(t, err)
 	require.Equal(t, []string{"snd_half", "snd_later", "snd_parts"}, pending)
+	var later event.Position
+	require.NoError(t, pool.QueryRow(ctx, "SELECT position FROM sends.send WHERE send_id = 'snd_later'").Scan(&later.Commit))
+	pending, err = reads.PendingSends(ctx, "co_one", event.Live, "aud_1", later)
+	require.NoError(t, err)
+	require.Equal(t, []string{"snd_half"}, pending)
 	for id, want := range map[string]bool{"snd_half": false, "snd_done": true, "snd_off": true, "none": false} {
 		ended, err := reads.SendEnded(ctx, id)
 		require.NoError(t, err)
 		require.Equal(t, want, ended, id)
 	}
-	open, err := reads.OpenDeliveries(ctx, "co_one", event.Live, 1)
+	open, err := reads.OpenDeliveries(ctx, "co_one", event.Live, 1, ever)
 	require.NoError(t, err)
 	require.Equal(t, []delivery.Ref{ref("snd_later", 1), ref("snd_parts", 1)}, open)
+	open, err = reads.OpenDeliveries(ctx, "co_one", event.Live, 1, later)
+	require.NoError(t, err)
+	require.Empty(t, open)
 }
 
 func TestUsageLogs(t *testing.T) {

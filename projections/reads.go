@@ -44,9 +44,9 @@ func (r *Reads) Destinations(ctx context.Context, companyID string, env event.En
 	return locations.Destinations(ctx, r.pool, companyID, env, targets)
 }
 
-// PendingSends lists the sends of a piece of audio that are not finished.
-func (r *Reads) PendingSends(ctx context.Context, companyID string, env event.Environment, audioID string) (sendIDs []string, err error) {
-	return sends.Pending(ctx, r.pool, companyID, env, audioID)
+// PendingSends lists the sends of a piece of audio that were recorded before a position and are not finished.
+func (r *Reads) PendingSends(ctx context.Context, companyID string, env event.Environment, audioID string, before event.Position) (sendIDs []string, err error) {
+	return sends.Pending(ctx, r.pool, companyID, env, audioID, before)
 }
 
 // SendEnded reports whether every delivery of a send has ended.
@@ -60,9 +60,9 @@ func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Enviro
 	return ref, found, err
 }
 
-// OpenDeliveries lists the deliveries at a location that have not ended.
-func (r *Reads) OpenDeliveries(ctx context.Context, companyID string, env event.Environment, userID int64) ([]delivery.Ref, error) {
-	return sends.OpenAt(ctx, r.pool, companyID, env, userID)
+// OpenDeliveries lists the deliveries at a location that have not ended, of sends that were recorded before a position.
+func (r *Reads) OpenDeliveries(ctx context.Context, companyID string, env event.Environment, userID int64, before event.Position) ([]delivery.Ref, error) {
+	return sends.OpenAt(ctx, r.pool, companyID, env, userID, before)
 }
 
 // Quota tells what a company used in the calendar month (UTC) of a time.

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/blobs"
+	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/keys"
 	"github.com/musique/musique/infra/postgres/postgrestest"
@@ -47,6 +49,18 @@ type World struct {
 	Reads *projections.Reads
 	// BlobDir is the folder of the blob storage.
 	BlobDir string
+}
+
+// Store is an event store of the test's own. What stands in a store that is shared every world has to read.
+func Store(t testing.TB) *eventstore.Store {
+	t.Helper()
+	node, err := esnode.Start(esnode.Options{Dir: filepath.Join(t.TempDir(), "events"), Listen: "127.0.0.1:0", Log: Quiet})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, node.Close()) })
+	store, err := eventstore.Open(node.ConnectionString(), Quiet)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	return store
 }
 
 // New makes a world over an event store, with its projections running until the test ends.
@@ -81,6 +95,22 @@ func Still(t testing.TB, store *eventstore.Store) *World {
 func (w *World) Project(t testing.TB) (stop func()) {
 	t.Helper()
 	return Run(t, projections.NewRunner(projections.RunnerConfig{Store: w.Store, Pool: w.Pool, Log: Quiet}).Run)
+}
+
+// Settle waits until the read models know all that is in the event store: on a slow machine a command may answer before that.
+func (w *World) Settle(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	newest, err := w.Store.Head(ctx)
+	require.NoError(t, err)
+	for {
+		err := w.Reads.WaitFor(ctx, newest, commands.Tokens, commands.Locations, commands.Library, commands.Sends)
+		if err == nil {
+			return
+		}
+		require.NoError(t, ctx.Err(), err)
+	}
 }
 
 // At gives the commands with another clock.
@@ -127,6 +157,7 @@ func (w *World) Partner(t testing.TB) Partner {
 		Caller: commands.Caller{Actor: "operator"}, Name: "Company " + uuid.NewString(), Plan: company.Unlimited,
 	})
 	require.NoError(t, err)
+	w.Settle(t)
 	return Partner{World: w, CompanyID: made.CompanyID, CompanyToken: made.CompanyToken}
 }
 
@@ -165,9 +196,10 @@ func (p Partner) Locations(t testing.TB, externalIDs ...string) {
 	for _, id := range externalIDs {
 		p.Register(t, p.Caller(), id)
 	}
+	p.Settle(t)
 }
 
-// Import registers as many live locations as it is told, with long names, and gives their external IDs.
+// Import registers many live locations.
 func (p Partner) Import(t testing.TB, externalIDs ...string) {
 	t.Helper()
 	rows := make([]commands.ImportedLocation, len(externalIDs))
@@ -179,6 +211,7 @@ func (p Partner) Import(t testing.TB, externalIDs ...string) {
 	for _, r := range results {
 		require.Equal(t, commands.ImportCreated, r.Status, r.Err)
 	}
+	p.Settle(t)
 }
 
 // Upload uploads a sound for a caller and gives the ID of the audio.

@@ -104,13 +104,38 @@ func (a Audio) Sendable(companyID string, env event.Environment, now time.Time) 
 	case !a.BelongsTo(companyID, env) || a.Deleted:
 		return NotFound()
 	case a.deleting(now):
-		return fault.New(fault.Conflict, "The audio is being deleted.")
+		return errDeleting()
 	}
 	return nil
 }
 
 func (a Audio) deleting(now time.Time) bool {
 	return !a.DeletionStarted.IsZero() && now.Sub(a.DeletionStarted) < DeletionPatience
+}
+
+// Stands reports, as an error, why a send that was recorded at a position of the store cannot stand: a deletion that began before it did not ask for it. One
+// that began later did, and gave way if it had to.
+func Stands(history []event.Recorded, recorded event.Position, now time.Time) error {
+	var a Audio
+	for _, e := range history {
+		switch e.Type {
+		case DeletionStarted{}.EventType():
+			a.DeletionStarted = time.Time{}
+			if e.Position.Before(recorded) {
+				a.DeletionStarted = e.Metadata.Time
+			}
+		case DeletionAbandoned{}.EventType():
+			a.DeletionStarted = time.Time{}
+		case Deleted{}.EventType():
+			if !a.DeletionStarted.IsZero() {
+				return NotFound()
+			}
+		}
+	}
+	if a.deleting(now) {
+		return errDeleting()
+	}
+	return nil
 }
 
 // StartDeletion keeps sends away while it is found out whether any is still pending: a send that was accepted before is seen by that
@@ -132,6 +157,8 @@ func (a Audio) FinishDeletion(pendingSends []string) event.Payload {
 	}
 	return Deleted{AudioID: a.AudioID, BlobKey: a.BlobKey}
 }
+
+func errDeleting() error { return fault.New(fault.Conflict, "The audio is being deleted.") }
 
 // NotFound is the answer for audio that is not there, or not the caller's.
 func NotFound() error { return fault.New(fault.NotFound, "There is no such audio.") }

@@ -238,8 +238,12 @@ type Send struct {
 	Planned   []ScheduledDestination
 	Sent      []AudioSent
 	Cancelled bool
+	// Refused says that it was cancelled because it was never accepted.
+	Refused bool
 	// Open says that parts of a large send are still missing.
 	Open bool
+
+	recorded event.Position
 }
 
 // Load folds a history into the state; the zero Send is one that does not exist.
@@ -257,7 +261,7 @@ func (s *Send) begin(e event.Recorded, id string, terms Terms, total int) {
 	if s.ID != "" {
 		return
 	}
-	s.ID, s.Terms, s.Total = id, terms, total
+	s.ID, s.Terms, s.Total, s.recorded = id, terms, total, e.Position
 	s.CompanyID, s.Environment, s.AcceptedAt = e.Metadata.CompanyID, e.Metadata.Environment, e.Metadata.Time
 }
 
@@ -285,13 +289,20 @@ func (s *Send) apply(e event.Recorded) error {
 	case BroadcastAbandoned{}.EventType():
 		*s = Send{} // what follows, if anything, is the send from its beginning
 	case Cancelled{}.EventType():
-		s.Cancelled = true
+		var p Cancelled
+		if err := json.Unmarshal(e.Data, &p); err != nil {
+			return err
+		}
+		s.Cancelled, s.Refused = true, s.Refused || p.Refused
 	}
 	return nil
 }
 
 // Exists reports whether the send was accepted.
 func (s Send) Exists() bool { return s.ID != "" }
+
+// Recorded is where the store has the first event of the send.
+func (s Send) Recorded() event.Position { return s.recorded }
 
 // BelongsTo reports whether the send is this company's.
 func (s Send) BelongsTo(companyID string, env event.Environment) bool {

@@ -114,9 +114,9 @@ func Destinations(ctx context.Context, pool *pgxpool.Pool, companyID string, env
 	case targets.All:
 		rows, _ = pool.Query(ctx, query+` LIMIT $3`, companyID, env, send.MaxDestinations+1)
 	case targets.Tags != nil:
-		rows, _ = pool.Query(ctx, query+` AND tags && $3 LIMIT $4`, companyID, env, targets.Tags, send.MaxDestinations+1)
+		rows, _ = pool.Query(ctx, query+` AND tags && $3 LIMIT $4`, companyID, env, storable(targets.Tags), send.MaxDestinations+1)
 	default:
-		rows, _ = pool.Query(ctx, query+` AND external_id = ANY($3)`, companyID, env, targets.ExternalIDs)
+		rows, _ = pool.Query(ctx, query+` AND external_id = ANY($3)`, companyID, env, storable(targets.ExternalIDs))
 	}
 	found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[send.Location])
 	if err != nil {
@@ -137,6 +137,11 @@ func Destinations(ctx context.Context, pool *pgxpool.Pool, companyID string, env
 		}
 	}
 	return found, unknown, nil
+}
+
+// storable leaves out texts with a NUL. PostgreSQL has none, and so nothing that equals them, and refuses to look.
+func storable(texts []string) []string {
+	return slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return strings.ContainsRune(text, 0) })
 }
 
 // Device is a player of a location.

@@ -157,11 +157,12 @@ func FindDelivery(ctx context.Context, pool *pgxpool.Pool, companyID string, env
 	return ref, d, true, nil
 }
 
-// Pending lists the sends of a piece of audio that are not finished, oldest first; one that is still being written is one of them.
-func Pending(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, audioID string) ([]string, error) {
+// Pending lists the sends of a piece of audio that began before a position and are not finished, oldest first; one that is still being written is one of
+// them.
+func Pending(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, audioID string, before event.Position) ([]string, error) {
 	const query = `SELECT send_id FROM sends.send
-		WHERE audio_id = $1 AND company_id = $2 AND environment = $3 AND status IN ('scheduled', 'queued') ORDER BY position`
-	rows, _ := pool.Query(ctx, query, audioID, companyID, env)
+		WHERE audio_id = $1 AND company_id = $2 AND environment = $3 AND status IN ('scheduled', 'queued') AND position < $4 ORDER BY position`
+	rows, _ := pool.Query(ctx, query, audioID, companyID, env, int64(before.Commit))
 	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("find pending sends: %w", err)
@@ -178,12 +179,13 @@ func Ended(ctx context.Context, pool *pgxpool.Pool, sendID string) (ended bool, 
 	return ended, nil
 }
 
-// OpenAt lists a location's deliveries that have not ended, those that did not go out yet too, the oldest send first.
-func OpenAt(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, userID int64) ([]delivery.Ref, error) {
+// OpenAt lists a location's deliveries that have not ended, those that did not go out yet too, of sends that began before a position, the oldest send
+// first.
+func OpenAt(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, userID int64, before event.Position) ([]delivery.Ref, error) {
 	const query = `SELECT d.send_id, s.audio_id, d.external_id FROM sends.delivery d JOIN sends.send s ON s.send_id = d.send_id
-		WHERE d.user_id = $3 AND d.status IN ('scheduled', 'queued', 'delivered', 'playing') AND s.company_id = $1 AND s.environment = $2
+		WHERE d.user_id = $3 AND d.status IN ('scheduled', 'queued', 'delivered', 'playing') AND s.company_id = $1 AND s.environment = $2 AND s.position < $4
 		ORDER BY s.position`
-	rows, _ := pool.Query(ctx, query, companyID, env, userID)
+	rows, _ := pool.Query(ctx, query, companyID, env, userID, int64(before.Commit))
 	refs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r delivery.Ref, err error) {
 		err = row.Scan(&r.SendID, &r.AudioID, &r.ExternalID)
 		r.UserID, r.DeliveryID = userID, delivery.ID(r.SendID, userID)
