@@ -131,7 +131,7 @@ func (i *instance) handle(msg *message.Message) error {
 	}
 	page.Events = i.followed(page.Events)
 	if len(page.Events) == 0 {
-		return lead.passed(msg.Context(), page.Through)
+		return lead.passed(page.Through)
 	}
 	name, m := i.projection.Name, i.runner.metrics
 	began := time.Now()

@@ -23,8 +23,9 @@ const (
 	// standbyEvery is how often an instance that stands by asks for the lead. It asks instead of waiting in the server, because a waiting
 	// statement holds back the server's clean-up of dead rows.
 	standbyEvery = 500 * time.Millisecond
-	// passEvery is how often at most the checkpoint moves on account of events that the projection does not follow.
-	passEvery = 20 * time.Millisecond
+	// passEvery is how long after an event that the projection does not follow its checkpoint moves past it, with all that came since. Nobody who waits for
+	// a write waits for that; at once it would be a transaction more for each event and projection, just when others wait for theirs.
+	passEvery = 100 * time.Millisecond
 	// pageTimeout bounds one page's transaction.
 	pageTimeout = 60 * time.Second
 	// noteTimeout bounds the writing of a note for operators (caught up, failing).
@@ -50,7 +51,6 @@ type lead struct {
 	isLost   bool
 	position event.Position // the checkpoint
 	seen     event.Position // up to here there is nothing left to apply
-	written  time.Time      // when the checkpoint moved last
 }
 
 // takeLead waits until this instance is the one to run the projection.
@@ -159,8 +159,8 @@ func (l *lead) apply(ctx context.Context, page eventstore.Page) (applied int, er
 	return applied, err
 }
 
-// passed takes note that the projection has nothing to do up to a position. In a quiet system the checkpoint moves at once, in a busy one soon.
-func (l *lead) passed(ctx context.Context, through event.Position) error {
+// passed takes note that the projection has nothing to do up to a position. The checkpoint moves there soon.
+func (l *lead) passed(through event.Position) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.isLost {
@@ -168,9 +168,6 @@ func (l *lead) passed(ctx context.Context, through event.Position) error {
 	}
 	if l.seen.Before(through) {
 		l.seen = through
-	}
-	if time.Since(l.written) >= passEvery {
-		return l.catchUp(ctx)
 	}
 	select {
 	case l.behind <- struct{}{}:
@@ -186,10 +183,6 @@ func (l *lead) pass(ctx context.Context) error {
 	if l.isLost {
 		return errLeadLost
 	}
-	return l.catchUp(ctx)
-}
-
-func (l *lead) catchUp(ctx context.Context) error {
 	if !l.position.Before(l.seen) {
 		return nil
 	}
@@ -224,7 +217,7 @@ func (l *lead) write(ctx context.Context, page eventstore.Page) error {
 		}
 		return err
 	}
-	l.position, l.written = page.Through, time.Now()
+	l.position = page.Through
 	return nil
 }
 

@@ -174,7 +174,7 @@ func (p *Positions) of(name string) *following {
 // WaitFor returns when each of the projections has passed the position: then every process reads what was written there. It waits until ctx ends, but
 // at most 5 s. Errors: ErrBehind.
 //
-// A projection passes events that it does not follow too, in a busy system within some 20 ms.
+// A projection passes events that it does not follow too, some 100 ms later.
 func (p *Positions) WaitFor(ctx context.Context, position event.Position, projections ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
