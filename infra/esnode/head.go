@@ -58,8 +58,23 @@ func (h head) encode() []byte {
 	return value
 }
 
+func headKey(stream string) []byte { return append([]byte{prefixHead}, stream...) }
+
+// headOf gives the head of a stream. That of a metadata stream ends with the stream that it is of, and shows its newest event only.
 func headOf(r pebble.Reader, stream string) (head, error) {
-	value, closer, err := r.Get(append([]byte{prefixHead}, stream...))
+	h, err := storedHead(r, stream)
+	owner, ok := metadataOwner(stream)
+	if err != nil || !ok {
+		return h, err
+	}
+	of, err := headOf(r, owner)
+	h.tombstoned = h.tombstoned || of.tombstoned
+	h.retention = retention{maxCount: 1}
+	return h, err
+}
+
+func storedHead(r pebble.Reader, stream string) (head, error) {
+	value, closer, err := r.Get(headKey(stream))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return head{last: noRevision}, nil
 	}
@@ -82,6 +97,8 @@ func headOf(r pebble.Reader, stream string) (head, error) {
 func metadataOwner(stream string) (owner string, ok bool) {
 	return strings.CutPrefix(stream, "$$")
 }
+
+func metadataOf(stream string) string { return "$$" + stream }
 
 // parseRetention reads the system part of a stream's metadata; what it does not know stays as it is in the event.
 func parseRetention(data []byte) (retention, error) {

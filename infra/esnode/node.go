@@ -95,7 +95,7 @@ func Start(o Options) (*Node, error) {
 	gossip.RegisterGossipServer(n.server, gossipServer{id: uuid.New(), address: listener.Addr().(*net.TCPAddr)})
 	go func() {
 		defer close(n.served)
-		if err := n.server.Serve(listener); err != nil {
+		if err := n.server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			n.log.Error("event store stops serving", "error", err)
 		}
 	}()

@@ -18,67 +18,107 @@ func (e streamNotFound) Error() string { return "stream " + e.stream + " is not 
 // latest stands for "from the end" as the place where a backward read begins.
 const latest = math.MaxInt64
 
-// readStream gives the events of a stream to send, from a revision on (included), at most count, in the direction asked.
-// It stops at send's first error and returns it.
-func readStream(v *view, stream string, backwards bool, from int64, count uint64, now time.Time, send func(*recorded) error) error {
+// pageEvents and pageBytes are how many events, and how much of them, a read or a subscription looks at before it takes a newer view of the store.
+// What it found is sent only then: a client may take as long as it likes, and a view that is kept keeps memory and disk from being freed.
+const (
+	pageEvents = 1024
+	pageBytes  = 4 << 20
+)
+
+// streamPage is a part of a read of a stream.
+type streamPage struct {
+	events []*recorded
+	next   int64 // where the next part begins
+	done   bool  // nothing is left
+	last   int64 // the stream's last revision
+}
+
+// readStream reads a part of a stream, from a revision on (included), at most count events, in the direction asked; forwards it ends with
+// revision to.
+func readStream(v *view, stream string, backwards bool, from, to int64, count uint64, now time.Time) (streamPage, error) {
 	h, err := headOf(v.snapshot, stream)
 	if err != nil {
-		return err
+		return streamPage{}, err
 	}
 	if h.tombstoned {
-		return streamDeleted{stream}
+		return streamPage{}, streamDeleted{stream}
 	}
 	if !h.exists() {
-		return streamNotFound{stream}
+		return streamPage{}, streamNotFound{stream}
 	}
+	page := streamPage{next: from, done: true, last: h.last}
 	lower := streamKey(stream, uint64(h.first()))
-	upper := append(streamKey(stream, uint64(h.last)), 0)
+	upper := append(streamKey(stream, uint64(min(h.last, to))), 0)
 	if backwards && from < h.last {
 		upper = append(streamKey(stream, uint64(from)), 0)
 	}
 	if !backwards && from > h.first() {
 		lower = streamKey(stream, uint64(from))
 	}
-	return eachPosition(v.snapshot, lower, upper, backwards, func(value []byte) (bool, error) {
-		if count == 0 {
+	looked, bytes := 0, 0
+	err = eachPosition(v.snapshot, lower, upper, backwards, func(value []byte) (bool, error) {
+		if looked == pageEvents || bytes >= pageBytes || uint64(len(page.events)) == count {
+			page.done = uint64(len(page.events)) == count
 			return false, nil
 		}
 		e, err := eventAt(v.snapshot, binary.BigEndian.Uint64(value))
 		if err != nil {
 			return false, err
 		}
-		if h.retention.expired(e, now) {
-			return true, nil
+		looked++
+		page.next = int64(e.StreamRevision) + 1
+		if backwards {
+			page.next = int64(e.StreamRevision) - 1
 		}
-		count--
-		return true, send(e)
+		if !h.retention.expired(e, now) {
+			bytes += payloadBytes(e)
+			page.events = append(page.events, e)
+		}
+		return true, nil
 	})
+	return page, err
 }
 
-// readAll gives events of the whole store to send. Forwards it begins with the event at from, backwards with the one before it, as
-// EventStoreDB does.
-func readAll(v *view, backwards bool, from uint64, count uint64, f filter, send func(*recorded) error) error {
-	lower, upper := eventKey(0), eventKey(v.head+1)
+// allPage is a part of a read of `$all`.
+type allPage struct {
+	events []*recorded
+	next   uint64
+	done   bool
+}
+
+// readAll reads a part of the whole store, at most count events. Forwards it begins with the event at from and ends with the one at to, backwards
+// it begins with the one before from, as EventStoreDB does.
+func readAll(v *view, backwards bool, from, to, count uint64, f filter) (allPage, error) {
+	page := allPage{next: from, done: true}
+	lower, upper := eventKey(0), eventKey(min(v.head, to)+1)
 	if backwards && from <= v.head {
 		upper = eventKey(from)
 	}
 	if !backwards {
 		lower = eventKey(from)
 	}
-	return eachPosition(v.snapshot, lower, upper, backwards, func(value []byte) (bool, error) {
-		if count == 0 {
+	looked, bytes := 0, 0
+	err := eachPosition(v.snapshot, lower, upper, backwards, func(value []byte) (bool, error) {
+		if looked == pageEvents || bytes >= pageBytes || uint64(len(page.events)) == count {
+			page.done = uint64(len(page.events)) == count
 			return false, nil
 		}
 		e, err := decodeEvent(value)
 		if err != nil {
 			return false, err
 		}
-		if !f.matches(e) {
-			return true, nil
+		looked++
+		bytes += payloadBytes(e)
+		page.next = e.CommitPosition + 1
+		if backwards {
+			page.next = e.CommitPosition
 		}
-		count--
-		return true, send(e)
+		if f.matches(e) {
+			page.events = append(page.events, e)
+		}
+		return true, nil
 	})
+	return page, err
 }
 
 // eachPosition goes through the values of the keys in [lower, upper) until visit says no or fails.
@@ -113,6 +153,6 @@ func (r retention) expired(e *recorded, now time.Time) bool {
 	if r.maxAge == 0 {
 		return false
 	}
-	ticks, err := strconv.ParseInt(e.Metadata["created"], 10, 64)
+	ticks, err := strconv.ParseInt(e.Metadata[keyCreated], 10, 64)
 	return err == nil && now.Sub(time.Unix(0, ticks*100)) > r.maxAge
 }

@@ -334,20 +334,25 @@ func (r *ring) drop() {
 	*oldest = nil
 }
 
-// after gives up to max events that follow position, or ok false if they are not all in memory any more.
-func (r *ring) after(position uint64, max int) (events []*recorded, ok bool) {
+// after gives the events that follow position, up to maxEvents or until they hold maxBytes, or ok false if they are not all in memory any more.
+func (r *ring) after(position uint64, maxEvents, maxBytes int) (events []*recorded, ok bool) {
 	if position >= r.last {
 		return nil, true
 	}
 	if r.last-position > uint64(r.size) {
 		return nil, false
 	}
-	n := min(int(r.last-position), max)
-	events = make([]*recorded, n)
-	for i := range events {
-		events[i] = *r.place(position + 1 + uint64(i))
+	n := min(int(r.last-position), maxEvents)
+	events = make([]*recorded, 0, n)
+	for bytes := 0; len(events) < n && bytes < maxBytes; {
+		e := *r.place(position + 1 + uint64(len(events)))
+		events = append(events, e)
+		bytes += payloadBytes(e)
 	}
 	return events, true
 }
 
-func payloadBytes(e *recorded) int { return len(e.Data) + len(e.CustomMetadata) }
+// eventOverheadBytes is about what an event takes beside its payload.
+const eventOverheadBytes = 256
+
+func payloadBytes(e *recorded) int { return len(e.Data) + len(e.CustomMetadata) + eventOverheadBytes }

@@ -23,7 +23,7 @@ const maxAppendBytes = 1 << 20
 
 // sizeOnDisk counts an event as EventStoreDB does (Event.SizeOnDisk): its data, its metadata and its type's name in UTF-16.
 func sizeOnDisk(m *streams.AppendReq_ProposedMessage) int {
-	return len(m.GetData()) + len(m.GetCustomMetadata()) + 2*len(m.GetMetadata()["type"])
+	return len(m.GetData()) + len(m.GetCustomMetadata()) + 2*len(m.GetMetadata()[keyType])
 }
 
 // streamsServer is the protocol's Streams service over the store.
@@ -133,15 +133,20 @@ func expectedOfAppend(o *streams.AppendReq_Options) int64 {
 	}
 }
 
+// proposedOf takes of an event's metadata what EventStoreDB keeps: its type, and whether it is JSON.
 func proposedOf(m *streams.AppendReq_ProposedMessage) (proposed, error) {
 	id, err := parseUUID(m.GetId())
 	if err != nil {
 		return proposed{}, err
 	}
-	if m.GetMetadata()["type"] == "" || m.GetMetadata()["content-type"] == "" {
+	eventType, contentType := m.GetMetadata()[keyType], m.GetMetadata()[keyContentType]
+	if eventType == "" || contentType == "" {
 		return proposed{}, status.Error(codes.InvalidArgument, "an event's metadata names its type and content-type")
 	}
-	return proposed{id: id, metadata: m.GetMetadata(), customMetadata: m.GetCustomMetadata(), data: m.GetData()}, nil
+	if contentType != contentTypeJSON {
+		contentType = contentTypeBinary
+	}
+	return proposed{id: id, metadata: eventMetadata(eventType, contentType), customMetadata: m.GetCustomMetadata(), data: m.GetData()}, nil
 }
 
 // Delete deletes a stream softly: it reads as if it had never been, and an append opens it again at the next revision.
@@ -215,37 +220,65 @@ func (s *streamsServer) Read(r *streams.ReadReq, call streams.Streams_ReadServer
 	return failure(call, err)
 }
 
+// readAll sends what was there when it began, page by page.
 func (s *streamsServer) readAll(o *streams.ReadReq_Options, f filter, out answer) error {
 	backwards := o.GetReadDirection() == streams.ReadReq_Options_Backwards
-	from := o.GetAll().GetPosition().GetCommitPosition()
+	from, to := o.GetAll().GetPosition().GetCommitPosition(), uint64(math.MaxUint64)
 	if o.GetAll().GetEnd() != nil {
 		from = math.MaxUint64
 	}
-	v, _, err := s.store.acquire()
-	if err != nil {
-		return err
+	for left := o.GetCount(); ; {
+		v, _, err := s.store.acquire()
+		if err != nil {
+			return err
+		}
+		to = min(to, v.head)
+		page, err := readAll(v, backwards, from, to, left, f)
+		if err := joinRelease(s.store, v, err); err != nil {
+			return err
+		}
+		for _, e := range page.events {
+			if err := out.event(e); err != nil {
+				return err
+			}
+		}
+		if page.done || out.call.Context().Err() != nil {
+			return out.call.Context().Err()
+		}
+		from, left = page.next, left-uint64(len(page.events))
 	}
-	if !backwards && from > v.head {
-		return s.store.release(v)
-	}
-	return joinRelease(s.store, v, readAll(v, backwards, from, o.GetCount(), f, out.event))
 }
 
+// readStream sends what was there when it began, page by page.
 func (s *streamsServer) readStream(o *streams.ReadReq_Options, out answer) error {
 	stream, err := streamName(o.GetStream().GetStreamIdentifier())
 	if err != nil {
 		return err
 	}
 	backwards := o.GetReadDirection() == streams.ReadReq_Options_Backwards
-	from := int64(min(o.GetStream().GetRevision(), math.MaxInt64))
+	from, to := int64(min(o.GetStream().GetRevision(), math.MaxInt64)), int64(latest)
 	if o.GetStream().GetEnd() != nil {
 		from = latest
 	}
-	v, _, err := s.store.acquire()
-	if err != nil {
-		return err
+	for left := o.GetCount(); ; {
+		v, _, err := s.store.acquire()
+		if err != nil {
+			return err
+		}
+		page, err := readStream(v, stream, backwards, from, to, left, s.now())
+		if err := joinRelease(s.store, v, err); err != nil {
+			return err
+		}
+		for _, e := range page.events {
+			if err := out.event(e); err != nil {
+				return err
+			}
+		}
+		if page.done || out.call.Context().Err() != nil {
+			return out.call.Context().Err()
+		}
+		from, to, left = page.next, min(to, page.last), left-uint64(len(page.events))
 	}
-	return joinRelease(s.store, v, readStream(v, stream, backwards, from, o.GetCount(), s.now(), out.event))
 }
 
 func (s *streamsServer) subscribeToAll(o *streams.ReadReq_Options_AllOptions, f filter, out answer) error {
@@ -363,8 +396,8 @@ func failure(call trailers, err error) error {
 
 func streamName(id *shared.StreamIdentifier) (string, error) {
 	name := string(id.GetStreamName())
-	if name == "" || len(name) > maxStreamName {
-		return "", status.Errorf(codes.InvalidArgument, "a stream's name has 1 to %d bytes", maxStreamName)
+	if name == "" || name == metadataOf("") || len(name) > maxStreamName {
+		return "", status.Errorf(codes.InvalidArgument, "a stream's name has 1 to %d bytes, and is not %q", maxStreamName, metadataOf(""))
 	}
 	return name, nil
 }

@@ -2,15 +2,7 @@ package esnode
 
 import (
 	"context"
-	"math"
 	"time"
-)
-
-// subscriptionPage and subscriptionPageBytes are how many events, and how much of them, a subscription looks at before it takes a newer view
-// of the store.
-const (
-	subscriptionPage      = 1024
-	subscriptionPageBytes = 4 << 20
 )
 
 // subscriber is told what a subscription sees.
@@ -88,22 +80,13 @@ func (s *store) page(v *view, after uint64) (events []*recorded, fromMemory bool
 		return nil, true, nil
 	}
 	s.mu.Lock()
-	events, fromMemory = s.ring.after(after, subscriptionPage)
+	events, fromMemory = s.ring.after(after, pageEvents, pageBytes)
 	s.mu.Unlock()
 	if fromMemory {
 		return events, true, nil
 	}
-	bytes := 0
-	err = eachPosition(v.snapshot, eventKey(after+1), eventKey(v.head+1), false, func(value []byte) (bool, error) {
-		e, err := decodeEvent(value)
-		if err != nil {
-			return false, err
-		}
-		events = append(events, e)
-		bytes += payloadBytes(e)
-		return len(events) < subscriptionPage && bytes < subscriptionPageBytes, nil
-	})
-	return events, false, err
+	all, err := readAll(v, false, after+1, v.head, pageEvents, filter{})
+	return all.events, false, err
 }
 
 // subscribeStream is subscribeAll for one stream: every event after a revision (excluded; -1 is all).
@@ -114,21 +97,23 @@ func subscribeStream(ctx context.Context, s *store, stream string, after int64, 
 		if err != nil {
 			return err
 		}
-		before := after
-		err = readStream(v, stream, false, after+1, subscriptionPage, now(), func(e *recorded) error {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			after = int64(e.StreamRevision)
-			return to.event(e)
-		})
+		page, err := readStream(v, stream, false, after+1, latest, pageEvents, now())
 		if _, absent := err.(streamNotFound); absent { //nolint:errorlint // readStream returns it bare
-			err = nil
+			page, err = streamPage{next: after + 1, done: true}, nil
 		}
 		if err := joinRelease(s, v, err); err != nil {
 			return err
 		}
-		if after > before {
+		for _, e := range page.events {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := to.event(e); err != nil {
+				return err
+			}
+		}
+		after = page.next - 1
+		if !page.done || len(page.events) == pageEvents {
 			continue
 		}
 		if !live {
@@ -154,7 +139,7 @@ func lastRevision(s *store, stream string) (int64, error) {
 		return 0, err
 	}
 	h, err := headOf(v.snapshot, stream)
-	if h.last == math.MaxInt64 {
+	if h.tombstoned {
 		err = streamDeleted{stream}
 	}
 	return h.last, joinRelease(s, v, err)

@@ -36,6 +36,15 @@ const (
 	typeStreamDeleted = "$streamDeleted"
 )
 
+// Keys of a recorded event's metadata, and the content types that there are.
+const (
+	keyType           = "type"
+	keyContentType    = "content-type"
+	keyCreated        = "created" // ticks of 100 ns since 1970, as the client reads it
+	contentTypeJSON   = "application/json"
+	contentTypeBinary = "application/octet-stream"
+)
+
 // proposed is an event before it has a place.
 type proposed struct {
 	id             uuid.UUID
@@ -90,10 +99,11 @@ type writer struct {
 	now   func() time.Time
 	stop  chan struct{}
 	ended chan struct{}
+	last  uint64 // position of the newest event
 }
 
 func newWriter(s *store, now func() time.Time) *writer {
-	w := &writer{store: s, queue: make(chan *write, maxQueuedWrites), now: now, stop: make(chan struct{}), ended: make(chan struct{})}
+	w := &writer{store: s, queue: make(chan *write, maxQueuedWrites), now: now, stop: make(chan struct{}), ended: make(chan struct{}), last: s.current.head}
 	go w.run()
 	return w
 }
@@ -112,7 +122,7 @@ func (w *writer) submit(ctx context.Context, one *write) outcome {
 	one.ctx = ctx
 	one.done = make(chan outcome, 1)
 	for _, e := range one.events {
-		one.bytes += len(e.data) + len(e.customMetadata)
+		one.bytes += len(e.data) + len(e.customMetadata) + eventOverheadBytes
 	}
 	select {
 	case w.queue <- one:
@@ -180,7 +190,7 @@ func (w *writer) gather(first *write) []*write {
 // commit decides and syncs one group, then answers. An error means that the disk is not to be trusted any more; then nobody is answered here,
 // and the failed store is the answer.
 func (w *writer) commit(group []*write) error {
-	g := &pending{batch: w.store.db.NewIndexedBatch(), position: w.store.current.head, now: w.now()}
+	g := &pending{batch: w.store.db.NewIndexedBatch(), position: w.last, now: w.now()}
 	outcomes := make([]outcome, len(group))
 	for i, one := range group {
 		if err := one.ctx.Err(); err != nil {
@@ -196,6 +206,7 @@ func (w *writer) commit(group []*write) error {
 		if err := g.batch.Commit(pebble.Sync); err != nil {
 			return fmt.Errorf("commit: %w", err)
 		}
+		w.last = g.position
 		w.store.publish(g.events)
 	}
 	for i, one := range group {
@@ -221,8 +232,8 @@ func (g *pending) decide(one *write) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	if h.tombstoned {
-		return outcome{err: streamDeleted{one.stream}}, nil
+	if decided, o, err := g.check(one, h); decided || err != nil {
+		return o, err
 	}
 	switch one.kind {
 	case writeDelete:
@@ -234,73 +245,95 @@ func (g *pending) decide(one *write) (outcome, error) {
 	}
 }
 
-// append follows EventStoreDB's rules: an exact expectation that is behind the stream, or any, is a repeat if the very same events
-// are there already, and answers as the first time did.
+// check finds out whether a write is refused, or is the repeat of one that was done, by EventStoreDB's rules (IndexWriter.CheckCommit).
+func (g *pending) check(one *write, h head) (decided bool, o outcome, err error) {
+	wrong := outcome{err: wrongRevision{one.expected, h.last}}
+	if h.tombstoned {
+		return true, outcome{err: streamDeleted{one.stream}}, nil
+	}
+	if one.expected == expectStreamExists {
+		if h.softDeleted() {
+			return true, outcome{err: streamDeleted{one.stream}}, nil
+		}
+		if h.last == noRevision {
+			meta, err := headOf(g.batch, metadataOf(one.stream))
+			if err != nil || meta.last == noRevision {
+				return true, wrong, err
+			}
+		}
+	}
+	switch {
+	case one.expected == expectAny, one.expected == expectStreamExists:
+		return g.repeatedByID(one, wrong)
+	case one.expected < h.last:
+		return g.repeatedAt(one, h, wrong)
+	default:
+		return one.expected > h.last, wrong, nil
+	}
+}
+
+// repeatedByID: with no revision to go by, an append is a repeat if all its events are in the stream. One of which only the first are there is
+// neither a repeat nor new, and is refused.
+func (g *pending) repeatedByID(one *write, wrong outcome) (decided bool, o outcome, err error) {
+	for i, e := range one.events {
+		there, found, err := g.byID(one.stream, e.id)
+		if err != nil || !found && i == 0 {
+			return false, outcome{}, err
+		}
+		if !found {
+			return true, wrong, nil
+		}
+		decided, o = true, outcome{revision: int64(there.StreamRevision), position: there.CommitPosition}
+	}
+	return decided, o, nil
+}
+
+// repeatedAt: a write that expects a revision that the stream has left behind is a repeat if the very same events follow there. Otherwise it is
+// refused, but for one that expects no stream where the stream was deleted softly.
+func (g *pending) repeatedAt(one *write, h head, wrong outcome) (decided bool, o outcome, err error) {
+	absent := one.expected == expectNoStream && h.softDeleted()
+	if len(one.events) == 0 {
+		return one.kind == writeAppend || !absent, wrong, nil
+	}
+	for i, e := range one.events {
+		position, found, err := positionOf(g.batch, one.stream, uint64(one.expected+1)+uint64(i))
+		if err != nil {
+			return false, outcome{}, err
+		}
+		var there *recorded
+		if found {
+			if there, err = eventAt(g.batch, position); err != nil {
+				return false, outcome{}, err
+			}
+		}
+		if !found || idOf(there) != e.id {
+			return i > 0 || !absent, wrong, nil
+		}
+		o = outcome{revision: int64(there.StreamRevision), position: there.CommitPosition}
+	}
+	return true, o, nil
+}
+
+// append adds events that check found to be new. If their stream was deleted softly, or they are the metadata of one that was, it opens that
+// stream again, behind what was deleted.
 func (g *pending) append(one *write, h head) (outcome, error) {
-	if repeat, o, err := g.repeated(one, h); repeat || err != nil {
-		return o, err
-	}
-	if !matches(one.expected, h) {
-		return outcome{err: wrongRevision{one.expected, h.last}}, nil
-	}
-	if h.softDeleted() && len(one.events) > 0 {
-		if err := g.truncate(one.stream, &h, h.last+1); err != nil {
+	deleted, last := h.softDeleted(), h.last
+	opened := one.stream
+	if owner, ok := metadataOwner(one.stream); ok {
+		of, err := headOf(g.batch, owner)
+		if err != nil {
 			return outcome{}, err
 		}
+		opened, deleted, last = owner, of.softDeleted(), of.last
 	}
 	if err := g.add(one.stream, &h, one.events); err != nil {
 		return outcome{}, err
 	}
-	return outcome{revision: h.last, position: g.position}, nil
-}
-
-// matches reports whether a stream is where the caller expects it. A soft-deleted stream counts as absent, and as at its last revision.
-func matches(expected int64, h head) bool {
-	switch expected {
-	case expectAny:
-		return true
-	case expectStreamExists:
-		return h.exists()
-	case expectNoStream:
-		return h.last == noRevision || h.softDeleted()
-	default:
-		return expected == h.last
+	o := outcome{revision: h.last, position: g.position}
+	if !deleted || len(one.events) == 0 {
+		return o, nil
 	}
-}
-
-// repeated finds out whether the events stand in the stream already, one after the other. With no revision to go by, events of which only
-// the first ones are there are neither a repeat nor new, and are refused.
-func (g *pending) repeated(one *write, h head) (decided bool, o outcome, err error) {
-	if len(one.events) == 0 || h.last == noRevision {
-		return false, outcome{}, nil
-	}
-	from, byID := one.expected+1, false
-	if one.expected == expectAny || one.expected == expectStreamExists {
-		first, found, err := g.byID(one.stream, one.events[0].id)
-		if err != nil || !found {
-			return false, outcome{}, err
-		}
-		from, byID = int64(first.StreamRevision), true
-	}
-	if from > h.last {
-		return false, outcome{}, nil
-	}
-	var last *recorded
-	for i, e := range one.events {
-		position, found, err := positionOf(g.batch, one.stream, uint64(from)+uint64(i))
-		if err != nil {
-			return false, outcome{}, err
-		}
-		if found {
-			if last, err = eventAt(g.batch, position); err != nil {
-				return false, outcome{}, err
-			}
-		}
-		if !found || idOf(last) != e.id {
-			return byID, outcome{err: wrongRevision{one.expected, h.last}}, nil
-		}
-	}
-	return true, outcome{revision: int64(last.StreamRevision), position: last.CommitPosition}, nil
+	return o, g.reopen(opened, last+1)
 }
 
 func (g *pending) byID(stream string, id uuid.UUID) (*recorded, bool, error) {
@@ -330,12 +363,14 @@ func (g *pending) add(stream string, h *head, events []proposed) error {
 			return err
 		}
 	}
-	if owner, ok := metadataOwner(stream); ok && len(events) > 0 {
-		if err := g.retain(owner, events[len(events)-1].data); err != nil {
-			return err
-		}
+	if err := g.batch.Set(headKey(stream), h.encode(), nil); err != nil {
+		return err
 	}
-	return g.batch.Set(append([]byte{prefixHead}, stream...), h.encode(), nil)
+	owner, ok := metadataOwner(stream)
+	if !ok || len(events) == 0 {
+		return nil
+	}
+	return g.retain(owner, events[len(events)-1])
 }
 
 func (g *pending) put(stream string, revision uint64, p proposed) error {
@@ -344,7 +379,7 @@ func (g *pending) put(stream string, revision uint64, p proposed) error {
 	for k, v := range p.metadata {
 		metadata[k] = v
 	}
-	metadata["created"] = strconv.FormatInt(g.now.UnixNano()/100, 10) // ticks of 100 ns since 1970, as the client reads it
+	metadata[keyCreated] = strconv.FormatInt(g.now.UnixNano()/100, 10)
 	e := &recorded{
 		Id:               structured(p.id),
 		StreamIdentifier: &shared.StreamIdentifier{StreamName: []byte(stream)},
@@ -369,75 +404,81 @@ func (g *pending) put(stream string, revision uint64, p proposed) error {
 }
 
 // retain takes over a stream's new metadata. Metadata that is not JSON bounds nothing, as in EventStoreDB.
-func (g *pending) retain(owner string, data []byte) error {
+func (g *pending) retain(owner string, meta proposed) error {
 	h, err := headOf(g.batch, owner)
 	if err != nil {
 		return err
 	}
-	if h.retention, err = parseRetention(data); err != nil {
-		h.retention = retention{}
+	h.retention = retention{}
+	if meta.metadata[keyContentType] == contentTypeJSON {
+		if h.retention, err = parseRetention(meta.data); err != nil {
+			h.retention = retention{}
+		}
 	}
-	return g.batch.Set(append([]byte{prefixHead}, owner...), h.encode(), nil)
+	return g.batch.Set(headKey(owner), h.encode(), nil)
 }
 
-// truncate writes metadata with another `$tb`; that is how EventStoreDB deletes a stream softly and opens it again.
-func (g *pending) truncate(stream string, h *head, before int64) error {
-	name := "$$" + stream
-	meta, err := headOf(g.batch, name)
+// setMetadata writes a stream's metadata; that is how EventStoreDB deletes a stream softly and opens it again.
+func (g *pending) setMetadata(stream string, data []byte) error {
+	name := metadataOf(stream)
+	h, err := headOf(g.batch, name)
 	if err != nil {
 		return err
 	}
-	var data []byte
-	if meta.last > noRevision {
-		position, found, err := positionOf(g.batch, name, uint64(meta.last))
-		if err != nil {
-			return err
-		}
-		if found {
-			e, err := eventAt(g.batch, position)
-			if err != nil {
-				return err
-			}
-			data = e.Data
-		}
-	}
-	if data, err = withTruncateBefore(data, before); err != nil {
-		data = fmt.Appendf(nil, `{"$tb":%d}`, before) // what was there bounded nothing
-	}
-	event := proposed{id: uuid.New(), data: data, metadata: map[string]string{"type": typeMetadata, "content-type": "application/json"}}
-	if err := g.add(name, &meta, []proposed{event}); err != nil {
-		return err
-	}
-	h.retention.truncateBefore = before
-	return nil
+	return g.add(name, &h, []proposed{{id: uuid.New(), data: data, metadata: eventMetadata(typeMetadata, contentTypeJSON)}})
 }
 
+// reopen leaves a stream's metadata as it is but for `$tb`. Metadata that is not JSON deletes nothing, so there is nothing to open.
+func (g *pending) reopen(stream string, before int64) error {
+	name := metadataOf(stream)
+	h, err := headOf(g.batch, name)
+	if err != nil {
+		return err
+	}
+	position, found, err := positionOf(g.batch, name, uint64(h.last))
+	if err != nil || !found {
+		return err
+	}
+	e, err := eventAt(g.batch, position)
+	if err != nil {
+		return err
+	}
+	data, err := withTruncateBefore(e.Data, before)
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	return g.setMetadata(stream, data)
+}
+
+// softDelete replaces the stream's metadata, so that what it held beside the deletion is gone too. It can be repeated.
 func (g *pending) softDelete(one *write, h head) (outcome, error) {
-	if !matches(one.expected, h) || h.last == noRevision {
-		return outcome{err: wrongRevision{one.expected, h.last}}, nil
+	if h.last == noRevision {
+		meta, err := headOf(g.batch, metadataOf(one.stream))
+		if err != nil || meta.last == noRevision {
+			return outcome{err: wrongRevision{one.expected, noRevision}}, err
+		}
 	}
-	if h.softDeleted() {
-		return outcome{err: wrongRevision{one.expected, noRevision}}, nil
-	}
-	if err := g.truncate(one.stream, &h, deletedRevision); err != nil {
+	if err := g.setMetadata(one.stream, fmt.Appendf(nil, `{"$tb":%d}`, int64(deletedRevision))); err != nil {
 		return outcome{}, err
 	}
 	return outcome{revision: h.last, position: g.position}, nil
 }
 
 func (g *pending) tombstone(one *write, h head) (outcome, error) {
-	if !matches(one.expected, h) {
-		return outcome{err: wrongRevision{one.expected, h.last}}, nil
-	}
-	event := proposed{id: uuid.New(), data: []byte{}, metadata: map[string]string{"type": typeStreamDeleted, "content-type": "application/octet-stream"}}
+	event := proposed{id: uuid.New(), data: []byte{}, metadata: eventMetadata(typeStreamDeleted, contentTypeBinary)}
 	if err := g.put(one.stream, deletedRevision, event); err != nil {
 		return outcome{}, err
 	}
 	h.last, h.tombstoned = deletedRevision, true
-	if err := g.batch.Set(append([]byte{prefixHead}, one.stream...), h.encode(), nil); err != nil {
+	if err := g.batch.Set(headKey(one.stream), h.encode(), nil); err != nil {
 		return outcome{}, err
 	}
 	return outcome{revision: deletedRevision, position: g.position}, nil
+}
+
+// systemEvent is the metadata of an event that the store itself writes.
+func eventMetadata(eventType, contentType string) map[string]string {
+	return map[string]string{keyType: eventType, keyContentType: contentType}
 }
 
 func idKey(stream string, id uuid.UUID) []byte {
