@@ -33,8 +33,7 @@ func newCompany() *cobra.Command {
 		Use:   "company",
 		Short: "Create and manage companies (partners) on a running server",
 	}
-	company.AddCommand(companyCreate(), companyList(), companyRotate(), companySetPlan(), companySuspend())
-	return company
+	return choose(company, companyCreate(), companyList(), companyRotate(), companySetPlan(), companySuspend())
 }
 
 func companyCreate() *cobra.Command {
@@ -198,7 +197,7 @@ func (c opsClient) call(ctx context.Context, method, path string, body, out any)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, payload)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--ops-addr: %w", err)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -51,6 +53,9 @@ func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *pa
 		}
 	}()
 	if p.keys, err = keys.Open(config.dataDir, config.secretKey); err != nil {
+		if config.secretKey != "" {
+			return nil, fmt.Errorf("--secret-key: %w", err)
+		}
 		return nil, err
 	}
 	var node *esnode.Node
@@ -99,11 +104,11 @@ func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *pa
 	}
 
 	if p.store, err = eventstore.Open(p.eventStoreURL, log); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--eventstore: %w", err)
 	}
 	p.closers = append(p.closers, p.store.Close)
 	if p.pool, err = postgres.Connect(ctx, databaseURL); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--database: %w", err)
 	}
 	p.closers = append(p.closers, func() error { p.pool.Close(); return nil })
 	address := config.blobs
@@ -113,7 +118,7 @@ func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *pa
 		}
 	}
 	if p.blobs, err = blobs.Open(ctx, address); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--blobs: %w", err)
 	}
 	p.closers = append(p.closers, p.blobs.Close)
 	return p, p.prepare(ctx, log)
@@ -161,10 +166,16 @@ func (p *parts) close() error {
 	return err
 }
 
-// explain names the setting that places a part whose address is taken.
+// explain names the setting of an address that cannot be listened on, or of a folder that another process has locked.
 func explain(err error, setting string) error {
-	if err != nil && strings.Contains(err.Error(), "address already in use") {
-		return fmt.Errorf("%w; is another server running? %s chooses another address", err, setting)
+	if errors.Is(err, syscall.EAGAIN) {
+		return fmt.Errorf("%w: another server uses this --data-dir; stop it or choose another data folder", err)
 	}
-	return err
+	if _, listening := errors.AsType[*net.OpError](err); !listening {
+		return err
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s: %w; is another server running? Choose another address", setting, err)
+	}
+	return fmt.Errorf("%s: %w", setting, err)
 }

@@ -38,9 +38,12 @@ what it does. It survives restarts and networks that come and go, and plays each
 				v, _ := cmd.Flags().GetString(name) // all settings are declared as strings
 				return v
 			}
+			if err := checkLogLevel(get("log-level")); err != nil {
+				return err
+			}
 			backend, err := player.Find(get("backend"))
 			if err != nil {
-				return err
+				return fmt.Errorf("--backend: %w", err)
 			}
 			dir := get("state-dir")
 			if dir == "" {

@@ -12,8 +12,7 @@ import (
 
 func newProjections() *cobra.Command {
 	cmd := &cobra.Command{Use: "projections", Short: "Look at the projections of a running server"}
-	cmd.AddCommand(projectionsStatus())
-	return cmd
+	return choose(cmd, projectionsStatus())
 }
 
 func projectionsStatus() *cobra.Command {

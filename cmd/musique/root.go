@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 
@@ -31,6 +32,23 @@ precedence. The line in the file has the flag's name: 'http-addr: 0.0.0.0:8080'.
 		newBench(),
 	)
 	return root
+}
+
+// checkLogLevel refuses a level that newLogger does not know.
+func checkLogLevel(level string) error {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return fmt.Errorf("--log-level is debug, info, warn or error, not %q", level)
+	}
+	return nil
+}
+
+// choose makes cmd one that only has subcommands: alone it shows them, and with anything else it says that there is no such one.
+func choose(cmd *cobra.Command, from ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(from...)
+	return cmd
 }
 
 // newLogger writes to standard error: JSON lines for machines, or text for people.

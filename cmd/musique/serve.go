@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	_ "time/tzdata" // locations have IANA time zones, and a bare machine may have no database of them
@@ -134,6 +136,21 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 	if c.logFormat != "text" && c.logFormat != "json" {
 		return serveConfig{}, fmt.Errorf("--log-format is text or json, not %q", c.logFormat)
 	}
+	if err := checkLogLevel(c.logLevel); err != nil {
+		return serveConfig{}, err
+	}
+	for _, name := range []string{"http-addr", "ops-addr", "eventstore-listen", "kafka-listen"} {
+		if err := checkAddress(get(name)); err != nil {
+			return serveConfig{}, fmt.Errorf("--%s: %w", name, err)
+		}
+	}
+	if c.kafka != embedded {
+		for broker := range strings.SplitSeq(c.kafka, ",") {
+			if err := checkAddress(broker); err != nil {
+				return serveConfig{}, fmt.Errorf("--kafka is 'embedded' or host:port,…: %w", err)
+			}
+		}
+	}
 	if c.roles, err = parseRoles(get("roles")); err != nil {
 		return serveConfig{}, err
 	}
@@ -165,7 +182,7 @@ func parseRoles(text string) ([]string, error) {
 
 // parsePlans reads the plans of the configuration file over the usual ones; a plan there may name only the figures that differ.
 func parsePlans(sections map[string]yaml.Node) (company.Plans, error) {
-	plans := company.DefaultPlans()
+	plans, usual := company.DefaultPlans(), company.DefaultPlans()
 	node, ok := sections["plans"]
 	if !ok {
 		return plans, nil
@@ -177,14 +194,37 @@ func parsePlans(sections map[string]yaml.Node) (company.Plans, error) {
 	for name, override := range overrides {
 		plan, known := plans[name]
 		if !known {
-			plan = plans[company.Standard]
+			plan = usual[company.Standard]
 		}
-		if err := override.Decode(&plan); err != nil {
+		if err := decodeStrictly(override, &plan); err != nil {
 			return nil, fmt.Errorf("configuration file, plan %s: %w", name, err)
 		}
 		plans[name] = plan
 	}
 	return plans, nil
+}
+
+// decodeStrictly is yaml.Node.Decode that takes no field that there is not.
+func decodeStrictly(node yaml.Node, to any) error {
+	raw, err := yaml.Marshal(&node)
+	if err != nil {
+		return err
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(raw))
+	decoder.KnownFields(true)
+	return decoder.Decode(to)
+}
+
+// checkAddress refuses what is no host:port.
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("address %s: the port is no number below 65536", address)
+	}
+	return nil
 }
 
 func isLoopback(address string) (bool, error) {
@@ -224,6 +264,11 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	app.start(background, running)
 
 	var servers []*http.Server
+	defer func() { // whatever is still served when something failed: the workers' end waits for it
+		for _, server := range servers {
+			err = errors.Join(err, server.Close())
+		}
+	}()
 	var api *httpapi.Server
 	addresses := readyLine{EventStore: parts.eventStoreURL, Kafka: strings.Join(parts.brokers, ",")}
 	if slices.Contains(config.roles, "api") {
@@ -232,12 +277,12 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 		}
 		server, address, err := listen(ctx, config.httpAddr, api.Partner(), running)
 		if err != nil {
-			return fmt.Errorf("--http-addr: %w", err)
+			return explain(err, "--http-addr")
 		}
 		servers, addresses.HTTP = append(servers, server), address
 		ops, address, err := listen(ctx, config.opsAddr, api.Ops(), running)
 		if err != nil {
-			return fmt.Errorf("--ops-addr: %w", err)
+			return explain(err, "--ops-addr")
 		}
 		servers, addresses.Ops = append(servers, ops), address
 	}
@@ -251,7 +296,7 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	case <-ctx.Done():
 		log.Info("stopping: finishing what is in hand")
 	case <-background.Done():
-		return fmt.Errorf("a part of the server ended: %w", context.Cause(background))
+		return errors.Join(fmt.Errorf("a part of the server ended: %w", context.Cause(background)), drain(api, servers))
 	}
 	return drain(api, servers)
 }
