@@ -24,9 +24,10 @@ const (
 	usageRetry = 500 * time.Millisecond
 	// usageAttempt bounds one attempt.
 	usageAttempt = 10 * time.Second
-	// maxUserAgent and maxLoggedPath bound what is recorded of a caller's words, in bytes.
+	// maxUserAgent, maxLoggedPath and maxMethod bound what is recorded of a caller's words, in bytes.
 	maxUserAgent  = 256
 	maxLoggedPath = 512
+	maxMethod     = 32
 )
 
 // usageRecorder records the requests of partners beside the answers to them: an answer waits for no record. It holds what the event store does not
@@ -180,9 +181,9 @@ func (s *Server) recordUsage(c *call, took time.Duration) {
 		return // a stranger, a player or an operator
 	}
 	s.usage.add(commands.ServedRequest{Caller: c.commandCaller(), Served: usage.ApiRequestServed{
-		RequestID: c.id, Timestamp: c.begun.UTC().Truncate(time.Microsecond), Method: c.r.Method, Path: withoutTokens(clip(c.r.URL.Path, maxLoggedPath)),
+		RequestID: c.id, Timestamp: c.begun.UTC().Truncate(time.Microsecond), Method: recordable(c.r.Method, maxMethod), Path: recordable(c.r.URL.Path, maxLoggedPath),
 		Endpoint: c.endpoint(), Status: c.w.status, DurationMs: took.Milliseconds(), ExternalID: c.caller.ExternalID, TokenID: c.caller.TokenID,
-		IP: c.from.String(), UserAgent: withoutTokens(clip(c.r.UserAgent(), maxUserAgent)), ErrorCode: string(c.code),
+		IP: c.from.String(), UserAgent: recordable(c.r.UserAgent(), maxUserAgent), ErrorCode: string(c.code),
 	}})
 }
 
@@ -191,6 +192,9 @@ var tokenShape = regexp.MustCompile(`_[0-9A-Za-z]{43,}`)
 
 // withoutTokens hides what looks like a token, which some callers put where it does not belong.
 func withoutTokens(text string) string { return tokenShape.ReplaceAllString(text, "_…") }
+
+// recordable is what is kept of a caller's words: no token, nor what is left of one that was cut, and a number of bytes at most.
+func recordable(words string, most int) string { return clip(withoutTokens(words), most) }
 
 // clip cuts a text to a number of bytes, and makes it UTF-8.
 func clip(text string, most int) string {

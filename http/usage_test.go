@@ -116,6 +116,10 @@ func TestTokensAreHiddenWhereverTheyAre(t *testing.T) {
 	for _, text := range []string{"/api/audio/msk_live_" + secret, "curl/8 (comp_" + secret + ")", "/x/dev_" + secret + "/y"} {
 		require.NotContains(t, withoutTokens(text), secret[:20])
 	}
+	for cut := range maxLoggedPath {
+		path := recordable("/"+strings.Repeat("p", cut)+"/msk_live_"+secret, maxLoggedPath)
+		require.NotContains(t, path, secret[:1], "a token that is cut is still most of a token")
+	}
 	delivery := "/api/player/v1/deliveries/dlv_0123456789ABCDEFGHIJKL_4503599627370496"
 	require.Equal(t, delivery, withoutTokens(delivery))
 	require.Equal(t, "ab\uFFFD", clip("ab\u00e9", 3), "a rune that is cut is no UTF-8")
