@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gorilla/mux"
 
@@ -24,6 +25,8 @@ const (
 	// maxBodyBytes bounds a JSON body, and maxBulkBodyBytes one that lists up to 10,000 locations or 100,000 external IDs of 128 characters.
 	maxBodyBytes     = 1 << 20
 	maxBulkBodyBytes = 16 << 20
+	// maxName bounds what something is asked for by, in bytes. The keys of blobs are the longest.
+	maxName = 256
 )
 
 // access says who may use a route.
@@ -115,44 +118,58 @@ func (s *Server) routes() []*route {
 // newRouter serves the routes: serve gets the calls that have one, and lost those that have none, with the error that says so.
 func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*call, error) error) *mux.Router {
 	router := mux.NewRouter().SkipClean(true) // a path is taken as it came: no redirects to another one
-	byPath := map[string]map[string]*route{}
-	var order []string
+	var methods []string
 	for _, r := range routes {
-		for _, path := range r.paths {
-			if byPath[path] == nil {
-				byPath[path] = map[string]*route{}
-				order = append(order, path)
-			}
-			byPath[path][r.method] = r
-			if r.method == http.MethodGet && r.timeout >= 0 {
-				byPath[path][http.MethodHead] = r // RFC 9110 §9.1; not for a stream, which has no end
-			}
+		answered := []string{r.method}
+		if r.method == http.MethodGet && r.timeout >= 0 {
+			answered = append(answered, http.MethodHead) // RFC 9110 §9.1; not for a stream, which has no end
 		}
-	}
-	for _, path := range order {
-		methods := byPath[path]
-		allowed := make([]string, 0, len(methods))
-		for m := range methods {
-			allowed = append(allowed, m)
-		}
-		slices.Sort(allowed)
-		router.Path(path).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			found := methods[r.Method]
-			s.serve(w, r, found, func(c *call) error {
-				if found != nil {
-					return serve(c)
+		methods = append(methods, answered...)
+		handle := func(c *call) error {
+			for _, name := range mux.Vars(c.r) {
+				if !nameable(name) {
+					return lost(c, errNoPath)
 				}
-				c.w.Header().Set("Allow", strings.Join(allowed, ", "))
-				return lost(c, fault.New(fault.MethodNotAllowed, "%s is not possible here; use %s.", r.Method, strings.Join(allowed, ", ")))
-			})
-		})
+			}
+			return serve(c)
+		}
+		for _, path := range r.paths {
+			router.Path(path).Methods(answered...).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { s.serve(w, req, r, handle) })
+		}
 	}
-	router.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	slices.Sort(methods)
+	methods = slices.Compact(methods)
+	router.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.serve(w, r, nil, func(c *call) error {
-			return lost(c, fault.New(fault.NotFound, "There is no such path; see the API reference."))
+			allowed := strings.Join(allowedAt(router, r, methods), ", ")
+			c.w.Header().Set("Allow", allowed)
+			return lost(c, fault.New(fault.MethodNotAllowed, "%s is not possible here; use %s.", recordable(r.Method, maxMethod), allowed))
 		})
 	})
+	router.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.serve(w, r, nil, func(c *call) error { return lost(c, errNoPath) })
+	})
 	return router
+}
+
+var errNoPath = fault.New(fault.NotFound, "There is no such path; see the API reference.")
+
+// allowedAt are those of the methods that the request's path can be asked with.
+func allowedAt(router *mux.Router, r *http.Request, methods []string) []string {
+	var allowed []string
+	for _, method := range methods {
+		probe, match := *r, mux.RouteMatch{}
+		probe.Method = method
+		if router.Match(&probe, &match) && match.MatchErr == nil {
+			allowed = append(allowed, method)
+		}
+	}
+	return allowed
+}
+
+// nameable reports whether anything can be called so: it is text, and no longer than what is given a name here.
+func nameable(name string) bool {
+	return len(name) <= maxName && utf8.ValidString(name) && !strings.ContainsRune(name, 0)
 }
 
 // serve is what happens around each request: an ID, a deadline, an answer whatever happens, and a note of it in log, metrics and usage.
@@ -199,7 +216,7 @@ func limitConnection(w http.ResponseWriter, timeout time.Duration) {
 func (s *Server) note(c *call) {
 	took := s.now().Sub(c.begun)
 	s.metrics.observe(c.operation(), c.w.status, took)
-	s.log.InfoContext(c.r.Context(), "request", "requestId", c.id, "operation", c.operation(), "method", c.r.Method, "path", withoutTokens(clip(c.r.URL.Path, maxLoggedPath)),
+	s.log.InfoContext(c.r.Context(), "request", "requestId", c.id, "operation", c.operation(), "method", recordable(c.r.Method, maxMethod), "path", recordable(c.r.URL.Path, maxLoggedPath),
 		"status", c.w.status, "code", string(c.code), "duration", took, "bytes", c.w.bytes, "company", c.companyID(), "actor", c.actor(), "ip", c.from.String())
 	s.recordUsage(c, took)
 }
