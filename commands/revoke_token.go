@@ -8,7 +8,7 @@ import (
 	"github.com/musique/musique/domain/token"
 )
 
-// RevokeToken ends a token of the caller's company, named by its ID or by the token itself.
+// RevokeToken ends a token of the caller's company and environment, named by its ID or by the token itself.
 type RevokeToken struct {
 	Caller  Caller
 	TokenID string
@@ -37,8 +37,8 @@ func (h RevokeTokenHandler) Handle(ctx context.Context, cmd RevokeToken) (tokenI
 		if err != nil {
 			return nil, err
 		}
-		if mine = t.CompanyID == cmd.Caller.CompanyID; !mine {
-			t = token.Token{} // another company's token is, for this one, as if it had never been
+		if mine = t.CompanyID == cmd.Caller.CompanyID && t.Environment == cmd.Caller.Environment; !mine {
+			t = token.Token{} // another company's token is, for this one, as if it had never been; the sandbox's is for live, and live's for the sandbox
 		}
 		revoked, err := t.Revoke()
 		return []event.Payload{revoked}, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -86,6 +87,7 @@ func tokensLive(t *testing.T, w *world) {
 	refused(t, again.get("/audio"), http.StatusUnauthorized, "invalid_token")
 	refused(t, admin.call(http.MethodDelete, "/auth", object{"token": again.token}), http.StatusUnauthorized, "invalid_token")
 	ok[object](t, admin.del("/tokens/"+made.TokenID), http.StatusOK)
+	refused(t, admin.del("/tokens/"+made.TokenID), http.StatusUnauthorized, "invalid_token")
 	refused(t, p.get("/audio"), http.StatusUnauthorized, "invalid_token")
 
 	gone := ok[object](t, admin.del("/auth"), http.StatusOK)
@@ -101,6 +103,7 @@ func tokensAreLimited(t *testing.T, w *world) {
 	e := refused(t, reader.del("/audio/aud_x"), http.StatusForbidden, "insufficient_scope")
 	require.Equal(t, []any{"audio.delete"}, e.Error.Details["required"])
 	refused(t, reader.call(http.MethodDelete, "/auth", object{"tokenId": "tok_other"}), http.StatusForbidden, "insufficient_scope")
+	refused(t, reader.call(http.MethodDelete, "/auth", object{"token": "msk_live_other"}), http.StatusForbidden, "insufficient_scope")
 	brief := p.as("brief", object{"expiresIn": 1})
 	eventually(t, "the token never expired", func() bool { return brief.get("/audio").StatusCode == http.StatusUnauthorized })
 	refused(t, brief.get("/audio"), http.StatusUnauthorized, "expired_token")
@@ -565,6 +568,21 @@ func strangers(t *testing.T, w *world) {
 	}
 	test := a.as("hq", object{"environment": "dev"})
 	require.True(t, strings.HasPrefix(test.token, "msk_test_"))
+	tokenOf := func(p partner) string {
+		return ok[struct{ TokenID string }](t, p.post("/test", nil), http.StatusOK).TokenID
+	}
+	live := tokenOf(a)
+	for _, stranger := range []partner{b, test} {
+		for _, body := range []object{{"token": a.token}, {"token": "msk_live_" + strings.Repeat("a", 43)}} {
+			refused(t, stranger.call(http.MethodDelete, "/auth", body), http.StatusUnauthorized, "invalid_token")
+		}
+		for _, id := range []string{live, "tok_none", "\x00"} {
+			refused(t, stranger.del("/tokens/"+url.PathEscape(id)), http.StatusNotFound, "not_found")
+			told := refused(t, stranger.call(http.MethodDelete, "/auth", object{"tokenId": id}), http.StatusNotFound, "not_found")
+			require.Equal(t, "There is no such token.", told.Error.Message)
+		}
+	}
+	refused(t, a.del("/tokens/"+tokenOf(test)), http.StatusNotFound, "not_found")
 	require.Empty(t, ok[[]object](t, test.get("/audio"), http.StatusOK))
 	refused(t, test.get("/audio/"+audio.AudioID), http.StatusNotFound, "not_found")
 }

@@ -114,16 +114,29 @@ func (s *Server) revokeToken(c *call) error {
 	}
 	own := secret == "" && id == "" || id == c.caller.TokenID || secret != "" && secret == presentedToken(c.r.Header)
 	if own {
-		secret, id = "", c.caller.TokenID
-	} else if err := c.requireScope("tokens.manage"); err != nil {
+		return s.revoke(c, commands.RevokeToken{TokenID: c.caller.TokenID})
+	}
+	if err := c.requireScope("tokens.manage"); err != nil {
 		return err
 	}
-	return s.revoke(c, commands.RevokeToken{TokenID: id, Token: secret})
+	if id != "" {
+		return s.revokeByID(c, id)
+	}
+	return s.revoke(c, commands.RevokeToken{Token: secret})
 }
 
 // revokeTokenByID revokes one token of the company.
-func (s *Server) revokeTokenByID(c *call) error {
-	return s.revoke(c, commands.RevokeToken{TokenID: c.pathVar("tokenId")})
+func (s *Server) revokeTokenByID(c *call) error { return s.revokeByID(c, c.pathVar("tokenId")) }
+
+// revokeByID revokes the token with an ID. The ID of a token that was revoked is that of an invalid token; any other is that of none.
+func (s *Server) revokeByID(c *call, id string) error {
+	if !nameable(id) {
+		return tokens.NotFound()
+	}
+	if _, err := tokens.Get(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, id); err != nil {
+		return err
+	}
+	return s.revoke(c, commands.RevokeToken{TokenID: id})
 }
 
 func (s *Server) revoke(c *call, cmd commands.RevokeToken) error {

@@ -89,13 +89,16 @@ func Get(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.En
 	rows, _ := pool.Query(ctx, `SELECT `+tokenColumns+` FROM tokens.token WHERE token_id = $1 AND company_id = $2 AND environment = $3`, tokenID, companyID, env)
 	t, err := pgx.CollectExactlyOneRow(rows, scanToken)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return Token{}, fault.New(fault.NotFound, "There is no such token.")
+		return Token{}, NotFound()
 	}
 	if err != nil {
 		return Token{}, fmt.Errorf("get a token: %w", err)
 	}
 	return t, nil
 }
+
+// NotFound is the answer for a token that is not there.
+func NotFound() error { return fault.New(fault.NotFound, "There is no such token.") }
 
 // ByHash finds a company's token by any of its hashes, revoked or not.
 func ByHash(ctx context.Context, pool *pgxpool.Pool, companyID string, hashes []string) (tokenID string, found bool, err error) {
