@@ -101,11 +101,16 @@ func (w *Delivery) deliver(ctx context.Context, group []*message.Message) error 
 			}
 		}
 	}
-	batch := &pgx.Batch{}
-	if err := inbox.Put(batch, entries); err != nil {
+	put, wake := &pgx.Batch{}, &pgx.Batch{}
+	if err := inbox.Put(put, entries); err != nil {
 		return err
 	}
-	return w.Pool.SendBatch(ctx, batch).Close()
+	if err := w.Pool.SendBatch(ctx, put).Close(); err != nil {
+		return err
+	}
+	wake.Queue(unsynced)
+	inbox.Wake(wake, entries)
+	return w.Pool.SendBatch(ctx, wake).Close()
 }
 
 // Closer follows the ends of deliveries: those leave the inboxes, and players are told of the cancelled ones.
@@ -151,5 +156,6 @@ func (w *Closer) handle(_ context.Context, batch *pgx.Batch, events []event.Reco
 	if len(cancels) == 0 {
 		return nil
 	}
+	inbox.Wake(batch, cancels)
 	return inbox.PutCancels(batch, cancels)
 }

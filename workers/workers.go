@@ -35,6 +35,8 @@ const (
 	leaderLockClass = 0x6d75736c
 	// retryPause is the pause after a failure of a worker that looks at the clock.
 	retryPause = time.Second
+	// unsynced makes a transaction's commit not wait for the disk.
+	unsynced = "SELECT set_config('synchronous_commit', 'off', true)"
 )
 
 // Deps are the parts that workers work with.
@@ -108,7 +110,7 @@ func (f follower) checkpoint(ctx context.Context) (event.Position, error) {
 func (f follower) apply(ctx context.Context, page eventstore.Page) error {
 	batch := &pgx.Batch{}
 	// What is lost of this when the server crashes is done again from the checkpoint that is lost with it.
-	batch.Queue("SELECT set_config('synchronous_commit', 'off', true)")
+	batch.Queue(unsynced)
 	if len(page.Events) > 0 {
 		if err := f.handle(ctx, batch, page.Events); err != nil {
 			return err

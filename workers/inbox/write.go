@@ -31,8 +31,7 @@ type Entry struct {
 
 // What changes inboxes is queued: a batch is one round trip and, without statements that begin or end one, one transaction.
 
-// Put adds deliveries to inboxes, in their order, and wakes the players' streams when the transaction commits. One that is there already, or has
-// ended, is left out, so putting again changes nothing.
+// Put adds deliveries to inboxes, in their order. One that is there already, or has ended, is left out, so putting again changes nothing.
 func Put(batch *pgx.Batch, entries []Entry) error {
 	const insert = `
 INSERT INTO workers.inbox (company_id, environment, user_id, external_id, kind, delivery_id, play_at, expires_at, payload)
@@ -54,6 +53,14 @@ WITH closed AS (
 )
 DELETE FROM workers.inbox WHERE kind = 'deliver' AND delivery_id = ANY($1)`
 	batch.Queue(closing, deliveryIDs, at)
+}
+
+// Wake wakes the players' streams of the entries' locations when the transaction commits. A commit that notifies holds a lock of the whole database until
+// it is over, so one that waits for the disk makes all others wait with it: what is synced is put in one transaction, and woken for in the next.
+func Wake(batch *pgx.Batch, entries []Entry) {
+	for _, payload := range notifications(entries) {
+		batch.Queue("SELECT pg_notify($1, $2)", channel, payload)
+	}
 }
 
 // PutCancels tells players that deliveries were called off. ExpiresAt says how long a player that is away still has to learn of it.
@@ -86,9 +93,6 @@ func write(batch *pgx.Batch, insert string, entries []Entry) error {
 	slices.Sort(buckets)
 	batch.Queue("SELECT pg_advisory_xact_lock($1, bucket) FROM unnest($2::int[]) AS bucket", bucketLockClass, slices.Compact(buckets))
 	batch.Queue(insert, companies, environments, users, externals, deliveries, playAts, expires, payloads)
-	for _, payload := range notifications(entries) {
-		batch.Queue("SELECT pg_notify($1, $2)", channel, payload)
-	}
 	return nil
 }
 
