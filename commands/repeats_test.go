@@ -203,6 +203,9 @@ func visible(t *testing.T, p commandstest.Partner, result any) bool {
 	case commands.DeviceEnrolled:
 		_, err = tokens.AuthenticateDevice(ctx, p.Pool, p.Keys.Hashes(r.Token))
 	case []commands.ImportResult:
+		if len(r) == 0 {
+			return false
+		}
 		_, err = locations.Get(ctx, p.Pool, p.CompanyID, event.Live, r[1].ExternalID, time.Now())
 	case commands.AudioUploaded:
 		_, err = audiolibrary.Get(ctx, p.Pool, p.CompanyID, event.Live, r.AudioID)

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,13 +55,21 @@ type World struct {
 // Store is an event store of the test's own. What stands in a store that is shared every world has to read.
 func Store(t testing.TB) *eventstore.Store {
 	t.Helper()
+	store, _ := MortalStore(t)
+	return store
+}
+
+// MortalStore is a Store whose node can be stopped before the test ends.
+func MortalStore(t testing.TB) (store *eventstore.Store, stop func()) {
+	t.Helper()
 	node, err := esnode.Start(esnode.Options{Dir: filepath.Join(t.TempDir(), "events"), Listen: "127.0.0.1:0", Log: Quiet})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, node.Close()) })
-	store, err := eventstore.Open(node.ConnectionString(), Quiet)
+	stop = sync.OnceFunc(func() { require.NoError(t, node.Close()) })
+	t.Cleanup(stop)
+	store, err = eventstore.Open(node.ConnectionString(), Quiet)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, store.Close()) })
-	return store
+	return store, stop
 }
 
 // New makes a world over an event store, with its projections running until the test ends.
