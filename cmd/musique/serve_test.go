@@ -2,13 +2,18 @@ package main
 
 import (
 	"bufio"
+	"encoding/pem"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -37,7 +42,8 @@ func TestServe(t *testing.T) {
 	companies := operator[[]object](s, "company", "list")
 
 	waiting := partner.location("store_002") // whose player comes later
-	second := partner.send(audioID, "store_002")
+	brief := partner.upload("Brief", aSecond())
+	second := partner.send(brief, "store_002")
 	s.terminate() // with an open stream
 	player.awaits(&player.stdout, "… the connection is gone; connecting again")
 
@@ -56,7 +62,7 @@ func TestServe(t *testing.T) {
 	defer stored.Body.Close()
 	require.Equal(t, int64(len(sample)), stored.ContentLength)
 
-	third := partner.send(audioID, "store_001")
+	third := partner.send(brief, "store_001")
 	late := s.playAt(t, waiting, t.TempDir())
 	partner.awaitStatus(second, "played", "sent")
 	partner.awaitStatus(third, "played", "sent")
@@ -93,7 +99,8 @@ func TestCompanyCommands(t *testing.T) {
 	partner.get("/audio") // a token outlives the company token that it was made with
 	require.Regexp(t, `^Company token comp_\S+\n`, text("company", "rotate-token", made.CompanyID))
 
-	require.Equal(t, "Plan changed to unlimited\n", text("company", "set-plan", made.CompanyID, "--plan", "unlimited"))
+	require.Equal(t, "Plan changed to plus\n", text("company", "set-plan", made.CompanyID, "--plan", "plus"))
+	require.Equal(t, "unlimited", operator[object](s, "company", "set-plan", made.CompanyID, "--plan", "unlimited")["plan"])
 	require.Equal(t, "unlimited", want[struct{ Plan string }](partner.get("/limits"), http.StatusOK).Plan)
 	require.Regexp(t, `(?s)^Company +co_\S+\nCompany token comp_\S+\n.*not shown again`, text("company", "create", "--name", "Another"))
 	require.Regexp(t, `(?m)^PROJECTION +POSITION +LAG +ERROR$`, text("projections", "status"))
@@ -175,7 +182,7 @@ func TestServeAsAnOrdinaryUser(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	cmd := exec.Command(executable(t), append([]string{"serve", "--log-format", "json", "--data-dir", filepath.Join(dir, "data")}, freePorts...)...)
 	cmd.Dir = dir
-	cmd.Env = environment("HOME=/nonexistent")
+	cmd.Env = environment("HOME=/nonexistent", "MUSIQUE_OPS_TOKEN=open-sesame")
 	uid := os.Geteuid()
 	if uid == 0 {
 		uid = nobody
@@ -183,7 +190,10 @@ func TestServeAsAnOrdinaryUser(t *testing.T) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	}
 	s := awaitReady(t, start(t, cmd))
-	made := operator[companyMade](s, "company", "create", "--name", "Acme")
+	_, stderr, code := musique(t, "company", "list", "--ops-addr", s.ops)
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "(invalid_token)", "where there is a token, loopback needs it too")
+	made := operator[companyMade](s, "company", "create", "--name", "Acme", "--ops-token", "open-sesame")
 	partner := s.signIn(t, made.CompanyToken, "store_001")
 	partner.location("store_001")
 	sendID := partner.send(partner.upload("Welcome", welcome(t)), "store_001")
@@ -196,6 +206,46 @@ func TestServeAsAnOrdinaryUser(t *testing.T) {
 	owner, isUnix := secret.Sys().(*syscall.Stat_t)
 	require.True(t, isUnix)
 	require.Equal(t, uint32(uid), owner.Uid)
+}
+
+// Behind a proxy that speaks TLS and HTTP/2, players are told URLs that lead through it.
+func TestBehindAProxy(t *testing.T) {
+	t.Parallel()
+	s := serveOn(t, filepath.Join(t.TempDir(), "data"), "--trust-forwarded", "true")
+	target, err := url.Parse(s.url)
+	require.NoError(t, err)
+	var requests, second atomic.Int64
+	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		r.SetXForwarded()
+		r.Out.Host = r.In.Host
+	}}
+	proxy := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		if r.ProtoMajor == 2 {
+			second.Add(1)
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	proxy.EnableHTTP2 = true
+	proxy.StartTLS()
+	t.Cleanup(proxy.Close)
+	certificate := filepath.Join(t.TempDir(), "proxy.pem")
+	require.NoError(t, os.WriteFile(certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: proxy.Certificate().Raw}), 0o600))
+
+	made := operator[companyMade](s, "company", "create", "--name", "Acme")
+	partner := s.signIn(t, made.CompanyToken, "store_001")
+	device := partner.location("store_001")
+	player := exec.Command(executable(t), "player", "--server", proxy.URL, "--backend", "simulated", "--state-dir", t.TempDir())
+	player.Env = environment("MUSIQUE_DEVICE_TOKEN="+device, "SSL_CERT_FILE="+certificate)
+	playing := start(t, player)
+	sendID := partner.send(partner.upload("Brief", aSecond()), "store_001")
+	playing.awaits(&playing.stdout, `✓ played "Brief"`)
+	partner.awaitStatus(sendID, "played", "sent")
+	playing.terminate()
+	require.GreaterOrEqual(t, requests.Load(), int64(5), "the stream, the audio and three reports")
+	require.Equal(t, requests.Load(), second.Load())
+	s.terminate()
 }
 
 // A server whose stop is asked for amid a request answers it.
