@@ -40,7 +40,9 @@ func TestACallerReadsItsOwnWrites(t *testing.T) {
 
 		device, err := h.EnrolDevice.Handle(t.Context(), commands.EnrolDevice{Caller: p.Caller(), ExternalID: "hall"})
 		require.NoError(t, err)
-		signedIn := func() error { return second(tokens.AuthenticateDevice(t.Context(), p.Pool, p.Keys.Hashes(device.Token))) }
+		signedIn := func() error {
+			return second(tokens.AuthenticateDevice(t.Context(), p.Pool, p.Keys.Hashes(device.Token)))
+		}
 		require.NoError(t, signedIn())
 		if round%2 == 0 {
 			require.NoError(t, h.RevokeDevice.Handle(t.Context(), commands.RevokeDevice{Caller: p.Caller(), ExternalID: "hall", DeviceID: device.DeviceID}))

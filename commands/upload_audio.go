@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/musique/musique/domain/audio"
@@ -101,9 +102,21 @@ func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (AudioU
 // contentTypes are the media types (RFC 3003, RFC 5334, RFC 2361 and IANA's registry) that audio is served with.
 var contentTypes = map[string]string{"mp3": "audio/mpeg", "wav": "audio/wav", "ogg": "audio/ogg", "aac": "audio/aac"}
 
+// BlobPrefix begins the keys of all bytes of audio.
+const BlobPrefix = "audio/"
+
 // BlobKey is where the bytes of an upload lie.
 func BlobKey(c Caller, audioID, sha256 string) string {
-	return fmt.Sprintf("audio/%s/%s/%s/%s", c.CompanyID, c.Environment, audioID, sha256)
+	return fmt.Sprintf(BlobPrefix+"%s/%s/%s/%s", c.CompanyID, c.Environment, audioID, sha256)
+}
+
+// ParseBlobKey reads whose bytes lie under a BlobKey; ok is false for another key.
+func ParseBlobKey(key string) (companyID, audioID string, ok bool) {
+	parts := strings.Split(key, "/")
+	if len(parts) != 5 || parts[0]+"/" != BlobPrefix {
+		return "", "", false
+	}
+	return parts[1], parts[3], true
 }
 
 func (t *tools) removeBlob(ctx context.Context, key string) {

@@ -131,9 +131,8 @@ func (w *Closer) Run(ctx context.Context) error {
 }
 
 func (w *Closer) handle(_ context.Context, batch *pgx.Batch, events []event.Recorded) error {
-	var ids []string
+	var all, cancels []inbox.Entry
 	var times []time.Time
-	var cancels []inbox.Entry
 	for _, e := range events {
 		var ended struct {
 			delivery.Ref
@@ -141,18 +140,19 @@ func (w *Closer) handle(_ context.Context, batch *pgx.Batch, events []event.Reco
 		if err := json.Unmarshal(e.Data, &ended); err != nil {
 			return fmt.Errorf("read %s %d@%s: %w", e.Type, e.Revision, e.Stream, err)
 		}
-		ids, times = append(ids, ended.DeliveryID), append(times, e.Metadata.Time)
+		entry := inbox.Entry{
+			Location:   inbox.Location{CompanyID: e.Metadata.CompanyID, Environment: e.Metadata.Environment, UserID: ended.UserID},
+			ExternalID: ended.ExternalID,
+			Delivery: inbox.Delivery{
+				DeliveryID: ended.DeliveryID, SendID: ended.SendID, ExpiresAt: e.Metadata.Time.Add(send.MaxExpiresIn * time.Second),
+			},
+		}
+		all, times = append(all, entry), append(times, e.Metadata.Time)
 		if e.Type == (delivery.Cancelled{}).EventType() {
-			cancels = append(cancels, inbox.Entry{
-				Location:   inbox.Location{CompanyID: e.Metadata.CompanyID, Environment: e.Metadata.Environment, UserID: ended.UserID},
-				ExternalID: ended.ExternalID,
-				Delivery: inbox.Delivery{
-					DeliveryID: ended.DeliveryID, SendID: ended.SendID, ExpiresAt: e.Metadata.Time.Add(send.MaxExpiresIn * time.Second),
-				},
-			})
+			cancels = append(cancels, entry)
 		}
 	}
-	inbox.Close(batch, ids, times)
+	inbox.Close(batch, all, times)
 	if len(cancels) == 0 {
 		return nil
 	}

@@ -24,8 +24,9 @@ const (
 	DispatchTopic = "musique.dispatch"
 	// DispatchPartitions is how many delivery workers can share the topic at most.
 	DispatchPartitions = 16
-	// maxDispatched bounds the destinations in one message, and so its size.
-	maxDispatched = 1_000
+	// maxDispatched bounds the destinations in one message, maxDispatchedBytes its size, below what the publisher takes.
+	maxDispatched      = 1_000
+	maxDispatchedBytes = kafka.MaxMessageBytes * 9 / 10
 	// maxCachedAudio bounds the audio that is remembered between pages.
 	maxCachedAudio = 1_000
 )
@@ -194,12 +195,19 @@ func (w *Dispatch) details(ctx context.Context, audioID string) (DispatchAudio, 
 	return known, nil
 }
 
-// shareOf puts a bucket's share into as few messages as the bound on their size allows, in order.
+// shareOf puts a bucket's share into as few messages as the bounds on them allow, in order.
 func shareOf(ctx context.Context, bucket int, sends []DispatchSend) (messages []*message.Message, err error) {
 	for len(sends) > 0 {
-		n, count := 0, 0
-		for n < len(sends) && (n == 0 || count+len(sends[n].To) <= maxDispatched) {
-			count += len(sends[n].To)
+		n, to, size := 0, 0, 0
+		for n < len(sends) {
+			raw, err := json.Marshal(sends[n])
+			if err != nil {
+				return nil, fmt.Errorf("dispatch: %w", err)
+			}
+			to, size = to+len(sends[n].To), size+len(raw)+1
+			if n > 0 && (to > maxDispatched || size > maxDispatchedBytes) {
+				break
+			}
 			n++
 		}
 		payload, err := json.Marshal(Dispatched{Bucket: bucket, Sends: sends[:n]})

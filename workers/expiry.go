@@ -72,8 +72,11 @@ FROM workers.inbox WHERE expires_at <= $1 AND kind = 'deliver' ORDER BY expires_
 	if err := group.Wait(); err != nil {
 		return 0, err
 	}
-	// Those that ended are on their way out by their events; what plays is looked at once more.
-	_, err = w.Pool.Exec(ctx, `UPDATE workers.inbox SET overdue = true, expires_at = $2 WHERE delivery_id = ANY($1) AND kind = 'deliver'`, ids, w.Now().Add(playingGrace))
+	// Those that ended are on their way out by their events, perhaps at this moment, and are left alone then; what plays is looked at once more.
+	const later = `
+UPDATE workers.inbox SET overdue = true, expires_at = $2
+WHERE seq IN (SELECT seq FROM workers.inbox WHERE delivery_id = ANY($1) AND kind = 'deliver' FOR UPDATE SKIP LOCKED)`
+	_, err = w.Pool.Exec(ctx, later, ids, w.Now().Add(playingGrace))
 	if err != nil {
 		return 0, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -40,8 +41,10 @@ func (w *Simulator) Run(ctx context.Context) error {
 	defer stop()
 	return w.lead(ctx, "simulator", func(ctx context.Context) error {
 		seen := map[string]time.Time{} // what is being played, until when it is left alone
+		var playing sync.WaitGroup
+		defer playing.Wait()
 		for {
-			if err := w.play(ctx, seen); err != nil && ctx.Err() == nil {
+			if err := w.play(ctx, seen, &playing); err != nil && ctx.Err() == nil {
 				return err
 			}
 			select {
@@ -61,7 +64,7 @@ type simulated struct {
 	Payload    []byte
 }
 
-func (w *Simulator) play(ctx context.Context, seen map[string]time.Time) error {
+func (w *Simulator) play(ctx context.Context, seen map[string]time.Time, playing *sync.WaitGroup) error {
 	now := w.Now()
 	for id, until := range seen {
 		if now.After(until) {
@@ -90,7 +93,7 @@ ORDER BY seq LIMIT $3`
 			continue
 		}
 		seen[d.DeliveryID] = now.Add(time.Minute)
-		go w.report(ctx, s, d)
+		playing.Go(func() { w.report(ctx, s, d) })
 	}
 	return nil
 }

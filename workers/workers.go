@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/musique/musique/commands"
@@ -35,6 +36,8 @@ const (
 	leaderLockClass = 0x6d75736c
 	// retryPause is the pause after a failure of a worker that looks at the clock.
 	retryPause = time.Second
+	// checkpointMoved is the SQLSTATE of workers.advance where the checkpoint is not where the instance left it.
+	checkpointMoved = "MQ001"
 	// unsynced makes a transaction's commit not wait for the disk.
 	unsynced = "SELECT set_config('synchronous_commit', 'off', true)"
 )
@@ -77,37 +80,49 @@ type follower struct {
 // run follows until ctx ends.
 func (f follower) run(ctx context.Context) error {
 	return f.lead(ctx, f.name, func(ctx context.Context) error {
-		subscriber := eventstore.NewSubscriber(f.Store, eventstore.SubscriberConfig{Types: f.types, Checkpoint: f.checkpoint, Log: f.Log})
+		at, err := f.checkpoint(ctx)
+		if err != nil {
+			return err
+		}
+		subscriber := eventstore.NewSubscriber(f.Store, eventstore.SubscriberConfig{
+			Types: f.types, Checkpoint: func(context.Context) (event.Position, error) { return at, nil }, Log: f.Log,
+		})
 		defer subscriber.Close() //nolint:errcheck // it waits for the subscription's end and never fails
 		pages, err := subscriber.Subscribe(ctx, f.name)
 		if err != nil {
 			return err
 		}
 		for msg := range pages {
-			if err := f.apply(ctx, eventstore.PageOf(msg)); err != nil {
+			page := eventstore.PageOf(msg)
+			if err := f.apply(ctx, at, page); err != nil {
+				if moved, ok := errors.AsType[*pgconn.PgError](err); ok && moved.Code == checkpointMoved {
+					return err // it begins again from where the checkpoint is
+				}
 				if ctx.Err() == nil {
 					f.Log.Error("a worker stops at a page of events and tries it again", "worker", f.name, "error", err)
 				}
 				msg.Nack()
 				continue
 			}
+			at = page.Through
 			msg.Ack()
 		}
 		return ctx.Err()
 	})
 }
 
-func (f follower) checkpoint(ctx context.Context) (event.Position, error) {
-	var p event.Position
-	err := f.Pool.QueryRow(ctx, `SELECT commit_position, prepare_position FROM workers.checkpoint WHERE follower = $1`, f.name).Scan(&p.Commit, &p.Prepare)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return event.Position{}, nil
-	}
+// checkpoint is where the follower is, at the start if it never was anywhere.
+func (f follower) checkpoint(ctx context.Context) (p event.Position, err error) {
+	const begin = `
+INSERT INTO workers.checkpoint AS c VALUES ($1, 0, 0) ON CONFLICT (follower) DO UPDATE SET follower = c.follower
+RETURNING commit_position, prepare_position`
+	err = f.Pool.QueryRow(ctx, begin, f.name).Scan(&p.Commit, &p.Prepare)
 	return p, err
 }
 
-// apply writes what the page does and the checkpoint in one round trip, which is one transaction.
-func (f follower) apply(ctx context.Context, page eventstore.Page) error {
+// apply writes what the page does and the checkpoint in one round trip, which is one transaction. It fails where the checkpoint is not at the position
+// that this instance left it at.
+func (f follower) apply(ctx context.Context, at event.Position, page eventstore.Page) error {
 	batch := &pgx.Batch{}
 	// What is lost of this when the server crashes is done again from the checkpoint that is lost with it.
 	batch.Queue(unsynced)
@@ -116,10 +131,7 @@ func (f follower) apply(ctx context.Context, page eventstore.Page) error {
 			return err
 		}
 	}
-	batch.Queue(`
-INSERT INTO workers.checkpoint VALUES ($1, $2, $3)
-ON CONFLICT (follower) DO UPDATE SET commit_position = excluded.commit_position, prepare_position = excluded.prepare_position`,
-		f.name, int64(page.Through.Commit), int64(page.Through.Prepare))
+	batch.Queue("SELECT workers.advance($1, $2, $3, $4, $5)", f.name, int64(at.Commit), int64(at.Prepare), int64(page.Through.Commit), int64(page.Through.Prepare))
 	return f.Pool.SendBatch(ctx, batch).Close()
 }
 

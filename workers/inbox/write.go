@@ -44,14 +44,20 @@ ON CONFLICT (delivery_id, kind) DO NOTHING`
 	return write(batch, insert, entries)
 }
 
-// Close ends deliveries: they leave the inboxes and do not come back.
-func Close(batch *pgx.Batch, deliveryIDs []string, at []time.Time) {
+// Close ends deliveries, each at its time: they leave the inboxes and do not come back.
+func Close(batch *pgx.Batch, ended []Entry, at []time.Time) {
 	const closing = `
 WITH closed AS (
     INSERT INTO workers.inbox_closed (delivery_id, closed_at) SELECT * FROM unnest($1::text[], $2::timestamptz[])
     ON CONFLICT DO NOTHING
 )
 DELETE FROM workers.inbox WHERE kind = 'deliver' AND delivery_id = ANY($1)`
+	deliveryIDs := make([]string, len(ended))
+	for i, e := range ended {
+		deliveryIDs[i] = e.Delivery.DeliveryID
+	}
+	// Without the locks a Put of the same moment would not see the end, nor the end what was put.
+	lock(batch, ended)
 	batch.Queue(closing, deliveryIDs, at)
 }
 
@@ -75,10 +81,19 @@ ON CONFLICT (delivery_id, kind) DO NOTHING`
 	return write(batch, insert, entries)
 }
 
-// write queues the insert under the locks of the entries' buckets, which are taken in one order by all, so that two writers never wait for each other.
+// lock queues the taking of the locks of the entries' buckets, in one order for all, so that two writers never wait for each other.
+func lock(batch *pgx.Batch, entries []Entry) {
+	buckets := make([]int32, len(entries))
+	for i, e := range entries {
+		buckets[i] = int32(location.Bucket(e.Location.CompanyID, e.Location.UserID))
+	}
+	slices.Sort(buckets)
+	batch.Queue("SELECT pg_advisory_xact_lock($1, bucket) FROM unnest($2::int[]) AS bucket", bucketLockClass, slices.Compact(buckets))
+}
+
+// write queues the insert under the locks.
 func write(batch *pgx.Batch, insert string, entries []Entry) error {
 	n := len(entries)
-	buckets := make([]int32, n)
 	companies, environments, users, externals := make([]string, n), make([]string, n), make([]int64, n), make([]string, n)
 	deliveries, playAts, expires, payloads := make([]string, n), make([]*time.Time, n), make([]time.Time, n), make([]string, n)
 	for i, e := range entries {
@@ -86,12 +101,10 @@ func write(batch *pgx.Batch, insert string, entries []Entry) error {
 		if err != nil {
 			return fmt.Errorf("inbox entry: %w", err)
 		}
-		buckets[i] = int32(location.Bucket(e.Location.CompanyID, e.Location.UserID))
 		companies[i], environments[i], users[i], externals[i] = e.Location.CompanyID, string(e.Location.Environment), e.Location.UserID, e.ExternalID
 		deliveries[i], playAts[i], expires[i], payloads[i] = e.Delivery.DeliveryID, e.Delivery.PlayAt, e.Delivery.ExpiresAt, string(payload)
 	}
-	slices.Sort(buckets)
-	batch.Queue("SELECT pg_advisory_xact_lock($1, bucket) FROM unnest($2::int[]) AS bucket", bucketLockClass, slices.Compact(buckets))
+	lock(batch, entries)
 	batch.Queue(insert, companies, environments, users, externals, deliveries, playAts, expires, payloads)
 	return nil
 }
