@@ -80,7 +80,7 @@ func readConfig(flags *pflag.FlagSet) (map[string]yaml.Node, error) {
 	if path == "" {
 		return nil, nil
 	}
-	raw, err := os.ReadFile(path)
+	raw, err := os.ReadFile(path) //nolint:gosec // G703: the operator names the file
 	if err != nil {
 		return nil, fmt.Errorf("configuration file: %w", err)
 	}
