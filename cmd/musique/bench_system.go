@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -194,9 +195,9 @@ func (s *benchSystem) call(ctx context.Context, method, path, header, value, bod
 }
 
 func (s *benchSystem) close() error {
-	err := drain(s.api, s.servers)
+	err := drain(s.api, s.servers, slog.New(slog.DiscardHandler))
 	s.stop()
-	err = errors.Join(err, within(stopTimeout, s.running.Wait))
+	err = errors.Join(err, within(stopTimeout, "the workers", s.running.Wait))
 	s.client.CloseIdleConnections()
 	return errors.Join(err, s.parts.close())
 }

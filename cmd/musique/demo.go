@@ -74,9 +74,9 @@ func banner(at readyLine, demo *demoCompany) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nMusique %s is ready.\n\n", version)
 	if at.HTTP != "" {
-		fmt.Fprintf(&b, "  Partner API   http://%s/api/v1/integration\n  Operators     http://%s/metrics\n", at.HTTP, at.Ops)
+		fmt.Fprintf(&b, "  Partner API   http://%s/api/v1/integration\n", at.HTTP)
 	}
-	fmt.Fprintf(&b, "  Event store   %s\n  Kafka         %s\n", at.EventStore, at.Kafka)
+	fmt.Fprintf(&b, "  Operators     http://%s/metrics\n  Event store   %s\n  Kafka         %s\n", at.Ops, at.EventStore, at.Kafka)
 	if demo == nil || at.HTTP == "" {
 		return b.String() + "\n"
 	}

@@ -38,7 +38,8 @@ type parts struct {
 	// allEmbedded says that nothing was there before this program.
 	allEmbedded bool
 
-	closers []func() error // in the order of opening
+	failed  <-chan struct{} // closed once the embedded event store cannot go on; nil where it is not embedded
+	closers []func() error  // in the order of opening
 }
 
 // openParts starts what is embedded, all at the same time, and connects to the rest.
@@ -84,7 +85,7 @@ func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *pa
 	err = starting.Wait()
 	// What did start is closed whether the rest did or not.
 	if node != nil {
-		p.eventStoreURL = node.ConnectionString()
+		p.eventStoreURL, p.failed = node.ConnectionString(), node.Failed()
 		p.closers = append(p.closers, node.Close)
 	}
 	if broker != nil {
@@ -110,7 +111,9 @@ func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *pa
 	if p.pool, err = postgres.Connect(ctx, databaseURL); err != nil {
 		return nil, fmt.Errorf("--database: %w", err)
 	}
-	p.closers = append(p.closers, func() error { p.pool.Close(); return nil })
+	p.closers = append(p.closers, func() error {
+		return within(stopTimeout, "the connections to the database", func() error { p.pool.Close(); return nil })
+	})
 	address := config.blobs
 	if address == "" {
 		if address, err = blobs.FolderURL(filepath.Join(config.dataDir, "blobs")); err != nil {
@@ -154,6 +157,16 @@ func patiently(ctx context.Context, log *slog.Logger, part string, away func(err
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// watch ends with an error when a part cannot go on in this process, and otherwise with ctx.
+func (p *parts) watch(ctx context.Context) error {
+	select {
+	case <-p.failed:
+		return errors.New("the disk refused a write of the event store: everything that was acknowledged is there when the server is started again")
+	case <-ctx.Done():
+		return nil
 	}
 }
 

@@ -29,9 +29,11 @@ import (
 const embedded = "embedded"
 
 const (
-	// drainTimeout bounds the end of the requests in hand, stopTimeout that of everything behind them.
-	drainTimeout = 15 * time.Second
-	stopTimeout  = 15 * time.Second
+	// drainTimeout bounds the end of the requests in hand, recordTimeout the recording of what was served, stopTimeout the end of each thing
+	// behind them.
+	drainTimeout  = 15 * time.Second
+	recordTimeout = 10 * time.Second
+	stopTimeout   = 15 * time.Second
 	// A client that is slow to say what it wants, or says nothing more, is let go.
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
@@ -257,11 +259,12 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	running, background := errgroup.WithContext(background)
 	defer func() {
 		stopBackground()
-		err = errors.Join(err, within(stopTimeout, running.Wait))
+		err = errors.Join(err, within(stopTimeout, "the workers", running.Wait))
 	}()
 	// Requests are served to their end, so what they wait for runs as long as they do.
 	app := assemble(config, parts, registry, log)
 	app.start(background, running)
+	running.Go(func() error { return parts.watch(background) })
 
 	var servers []*http.Server
 	defer func() { // whatever is still served when something failed: the workers' end waits for it
@@ -269,22 +272,27 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 			err = errors.Join(err, server.Close())
 		}
 	}()
-	var api *httpapi.Server
+	// Every process has an ops address: probes and metrics are of workers too.
+	api, err := app.api()
+	if err != nil {
+		return err
+	}
 	addresses := readyLine{EventStore: parts.eventStoreURL, Kafka: strings.Join(parts.brokers, ",")}
+	serveOn := func(setting, on string, handler http.Handler) (string, error) {
+		server, address, err := listen(ctx, on, handler, running)
+		if err != nil {
+			return "", explain(err, setting)
+		}
+		servers = append(servers, server)
+		return address, nil
+	}
 	if slices.Contains(config.roles, "api") {
-		if api, err = app.api(); err != nil {
+		if addresses.HTTP, err = serveOn("--http-addr", config.httpAddr, api.Partner()); err != nil {
 			return err
 		}
-		server, address, err := listen(ctx, config.httpAddr, api.Partner(), running)
-		if err != nil {
-			return explain(err, "--http-addr")
-		}
-		servers, addresses.HTTP = append(servers, server), address
-		ops, address, err := listen(ctx, config.opsAddr, api.Ops(), running)
-		if err != nil {
-			return explain(err, "--ops-addr")
-		}
-		servers, addresses.Ops = append(servers, ops), address
+	}
+	if addresses.Ops, err = serveOn("--ops-addr", config.opsAddr, api.Ops()); err != nil {
+		return err
 	}
 	demo, err := app.demo(ctx)
 	if err != nil {
@@ -296,9 +304,9 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	case <-ctx.Done():
 		log.Info("stopping: finishing what is in hand")
 	case <-background.Done():
-		return errors.Join(fmt.Errorf("a part of the server ended: %w", context.Cause(background)), drain(api, servers))
+		return errors.Join(fmt.Errorf("a part of the server ended: %w", context.Cause(background)), drain(api, servers, log))
 	}
-	return drain(api, servers)
+	return drain(api, servers, log)
 }
 
 // listen serves a handler on an address and gives the address that it became.
@@ -318,23 +326,28 @@ func listen(ctx context.Context, address string, handler http.Handler, running *
 	return server, listener.Addr().String(), nil
 }
 
-// drain ends the requests in hand, the streams at once, and records what was served.
-func drain(api *httpapi.Server, servers []*http.Server) error {
-	if api == nil {
-		return nil
-	}
+// drain ends the requests in hand, the streams at once, and records what was served. A client that neither sends nor takes its part within
+// drainTimeout is cut off: it has no answer that it could lose.
+func drain(api *httpapi.Server, servers []*http.Server, log *slog.Logger) error {
+	api.Drain()
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	api.Drain()
 	var err error
 	for _, server := range servers {
-		err = errors.Join(err, server.Shutdown(ctx))
+		ended := server.Shutdown(ctx)
+		if errors.Is(ended, context.DeadlineExceeded) {
+			log.Warn("requests did not end in time; their clients are cut off", "after", drainTimeout.String())
+			ended = server.Close()
+		}
+		err = errors.Join(err, ended)
 	}
-	return errors.Join(err, api.Close(ctx))
+	recording, cancelRecording := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancelRecording()
+	return errors.Join(err, api.Close(recording))
 }
 
 // within gives up waiting after a while.
-func within(limit time.Duration, wait func() error) error {
+func within(limit time.Duration, what string, wait func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- wait() }()
 	select {
@@ -344,6 +357,6 @@ func within(limit time.Duration, wait func() error) error {
 		}
 		return err
 	case <-time.After(limit):
-		return fmt.Errorf("the workers did not end within %v", limit)
+		return fmt.Errorf("%s did not end within %v", what, limit)
 	}
 }

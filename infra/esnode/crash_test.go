@@ -387,6 +387,11 @@ func testRefusedWrite(t *testing.T, kinds []errorfs.OpKind, after int64) {
 		requireCode(t, esdb.ErrorUnavailable, err)
 	}
 	require.Positive(t, injected.Load())
+	select {
+	case <-node.Failed():
+	case <-ctx.Done():
+		t.Fatal("the node does not say that it failed")
+	}
 
 	for dropped := false; !dropped; {
 		dropped = subscription.Recv().SubscriptionDropped != nil

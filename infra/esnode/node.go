@@ -33,6 +33,9 @@ const (
 	maxMessageBytes = 17 << 20
 	// minClientPing is how often a client may ping; the official one does every 10 s, and gRPC's default would cut it off.
 	minClientPing = time.Second
+	// pingAfter is how long a connection may be silent before the node asks whether the client is still there, and how long it waits for the answer:
+	// a client whose machine is gone must not keep its subscriptions. Both are EventStoreDB's defaults.
+	pingAfter = 10 * time.Second
 )
 
 // Options say where a node keeps its events and where it listens.
@@ -88,6 +91,7 @@ func Start(o Options) (*Node, error) {
 			grpc.MaxSendMsgSize(maxMessageBytes),
 			grpc.WaitForHandlers(true),
 			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
+			grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingAfter, Timeout: pingAfter}),
 		),
 	}
 	streams.RegisterStreamsServer(n.server, &streamsServer{store: store, writer: n.writer, now: time.Now})
@@ -107,6 +111,10 @@ func (n *Node) Addr() string { return n.listener.Addr().String() }
 
 // ConnectionString is what the official client connects with.
 func (n *Node) ConnectionString() string { return "esdb://" + n.Addr() + "?tls=false" }
+
+// Failed is closed when the disk refused a write or a sync. The node answers nothing any more then, and the folder can be opened again only by
+// another process.
+func (n *Node) Failed() <-chan struct{} { return n.store.failed }
 
 // Close ends all calls and subscriptions and closes the files. What was acknowledged is durable already.
 func (n *Node) Close() error {
