@@ -255,28 +255,34 @@ func TestStopAmidARequest(t *testing.T) {
 	made := operator[companyMade](s, "company", "create", "--name", "Acme")
 	partner := s.signIn(t, made.CompanyToken, "store_001")
 	contentType, body := uploadForm(t, "Welcome", welcome(t))
-	host := strings.TrimPrefix(s.url, "http://")
-	conn, err := net.Dial("tcp", host)
-	require.NoError(t, err)
-	defer conn.Close()
-	require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
-	_, err = fmt.Fprintf(conn, "POST %s/audio HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\nX-API-Key: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
-		v1, host, contentType, partner.token, len(body))
-	require.NoError(t, err)
-	in := bufio.NewReader(conn)
-	line, err := in.ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, "HTTP/1.1 100 Continue\r\n", line, "the request is in hand")
-	_, err = in.ReadString('\n')
-	require.NoError(t, err)
-
+	conn, in := partner.beginUpload(contentType, len(body))
 	require.NoError(t, s.Process.Signal(syscall.SIGTERM))
 	s.awaits(&s.stderr, "stopping: finishing what is in hand")
-	_, err = conn.Write(body)
+	_, err := conn.Write(body)
 	require.NoError(t, err)
 	resp, err := http.ReadResponse(in, nil)
 	require.NoError(t, err)
 	defer resp.Body.Close()
 	require.Equal(t, http.StatusCreated, resp.StatusCode)
 	require.Equal(t, 0, s.exit())
+}
+
+// beginUpload begins an upload and gives the connection when the server has the request in hand and asks for its body (RFC 9110 §10.1.1).
+func (a api) beginUpload(contentType string, length int) (net.Conn, *bufio.Reader) {
+	a.t.Helper()
+	host := strings.TrimPrefix(a.url, "http://")
+	conn, err := net.Dial("tcp", host)
+	require.NoError(a.t, err)
+	a.t.Cleanup(func() { conn.Close() })
+	require.NoError(a.t, conn.SetDeadline(time.Now().Add(patience)))
+	_, err = fmt.Fprintf(conn, "POST %s/audio HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\nX-API-Key: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
+		v1, host, contentType, a.token, length)
+	require.NoError(a.t, err)
+	in := bufio.NewReader(conn)
+	line, err := in.ReadString('\n')
+	require.NoError(a.t, err)
+	require.Equal(a.t, "HTTP/1.1 100 Continue\r\n", line)
+	_, err = in.ReadString('\n')
+	require.NoError(a.t, err)
+	return conn, in
 }

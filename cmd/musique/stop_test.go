@@ -1,11 +1,8 @@
 package main
 
 import (
-	"fmt"
-	"net"
 	"net/http"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -19,12 +16,8 @@ func TestStopWithAStalledClient(t *testing.T) {
 	made := operator[companyMade](s, "company", "create", "--name", "Acme")
 	partner := s.signIn(t, made.CompanyToken, "store_001")
 	contentType, body := uploadForm(t, "Welcome", welcome(t))
-	host := strings.TrimPrefix(s.url, "http://")
-	conn, err := net.Dial("tcp", host)
-	require.NoError(t, err)
-	defer conn.Close()
-	_, err = fmt.Fprintf(conn, "POST %s/audio HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\nX-API-Key: %s\r\nContent-Length: %d\r\n\r\n%s",
-		v1, host, contentType, partner.token, len(body), body[:len(body)/2])
+	conn, _ := partner.beginUpload(contentType, len(body))
+	_, err := conn.Write(body[:len(body)/2])
 	require.NoError(t, err)
 	require.NoError(t, s.Process.Signal(syscall.SIGTERM))
 	require.Equal(t, 0, s.exit(), "%s", s.stderr.String())
