@@ -18,6 +18,7 @@ import (
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/projections/audiolibrary"
 	"github.com/musique/musique/projections/locations"
+	"github.com/musique/musique/projections/readmodel"
 	"github.com/musique/musique/projections/sends"
 	"github.com/musique/musique/projections/usagelogs"
 )
@@ -309,4 +310,13 @@ func TestUsageLogs(t *testing.T) {
 	require.Equal(t, 5, rows, "what is older than 90 days is not there any more")
 	_, _, err := usagelogs.List(ctx, pool, "co_one", event.Live, usagelogs.Filter{}, "YQ", 2, now)
 	require.Equal(t, fault.InvalidFormat, fault.CodeOf(err))
+	for _, moment := range []uint64{0, 1, math.MaxInt64, 1 << 63, math.MaxUint64 - 300_000_000_000_000_000, math.MaxUint64} { // of which PostgreSQL has no year for some
+		cursor := readmodel.Cursor{List: 'u', Keys: []uint64{moment, 0, 0}}
+		_, _, err := usagelogs.List(ctx, pool, "co_one", event.Live, usagelogs.Filter{}, cursor.String(), 2, now)
+		if moment > math.MaxInt64 {
+			require.Equal(t, fault.InvalidFormat, fault.CodeOf(err), moment)
+		} else {
+			require.NoError(t, err, moment)
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -85,14 +86,14 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 		return nil, "", err
 	}
 	const query = selection + `
-		AND ($3::bigint IS NULL OR position < $3)
+		AND position < $3
 		AND ($4 = '' OR category = $4)
 		AND ($5 = '' OR format = $5)
 		AND ($6 = '' OR name ILIKE $6)
 		AND ($7::timestamptz IS NULL OR created_at > $7)
 		AND ($8::timestamptz IS NULL OR created_at < $8)
 		ORDER BY position DESC LIMIT $9`
-	rows, _ := pool.Query(ctx, query, companyID, env, from.Key(0), f.Category, f.Format, readmodel.Containing(f.Query), f.CreatedAfter, f.CreatedBefore, limit+1)
+	rows, _ := pool.Query(ctx, query, companyID, env, from.Key(0, math.MaxInt64), f.Category, f.Format, readmodel.Containing(f.Query), f.CreatedAfter, f.CreatedBefore, limit+1)
 	found, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, "", fmt.Errorf("list audio: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -78,12 +79,12 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 		return nil, "", err
 	}
 	const query = selection + `
-		AND ($4::bigint IS NULL OR l.position < $4)
+		AND l.position < $4
 		AND ($5 = '' OR $5 = ANY(l.tags))
 		AND ($6::boolean IS NULL OR o.online = $6)
 		AND ($7 = '' OR l.name ILIKE $7 OR l.external_id ILIKE $7)
 		ORDER BY l.position DESC LIMIT $8`
-	rows, _ := pool.Query(ctx, query, companyID, env, now.Add(-beatsCountFor), from.Key(0), f.Tag, f.Online, readmodel.Containing(f.Query), limit+1)
+	rows, _ := pool.Query(ctx, query, companyID, env, now.Add(-beatsCountFor), from.Key(0, math.MaxInt64), f.Tag, f.Online, readmodel.Containing(f.Query), limit+1)
 	found, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, "", fmt.Errorf("list locations: %w", err)

@@ -32,7 +32,7 @@ func ParseCursor(text string, list byte, keys int) (Cursor, error) {
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err != nil || len(raw) != 1+8*keys || raw[0] != list {
-		return c, fault.ForField("cursor", fault.InvalidFormat, "The cursor is not one that this list gave; leave it out to start at the beginning.")
+		return c, NoCursor()
 	}
 	for at := 1; at < len(raw); at += 8 {
 		c.Keys = append(c.Keys, binary.BigEndian.Uint64(raw[at:]))
@@ -40,13 +40,18 @@ func ParseCursor(text string, list byte, keys int) (Cursor, error) {
 	return c, nil
 }
 
-// Key gives a key for a query as a nullable bigint: nil at the beginning of the list.
-func (c Cursor) Key(i int) *int64 {
+// NoCursor is the answer to a cursor that no list gave.
+func NoCursor() error {
+	return fault.ForField("cursor", fault.InvalidFormat, "The cursor is not one that this list gave; leave it out to start at the beginning.")
+}
+
+// Key gives a key for a query, which at the beginning of the list is the first there can be. A query that compares with it as it is, and not with null in
+// one of two cases, finds its place in the index however it is planned.
+func (c Cursor) Key(i int, first int64) int64 {
 	if i >= len(c.Keys) {
-		return nil
+		return first
 	}
-	key := int64(c.Keys[i])
-	return &key
+	return int64(c.Keys[i])
 }
 
 // Next gives the cursor after a page, and the page without the item that was read only to learn whether there is more. A query asks for

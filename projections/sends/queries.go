@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -79,12 +80,14 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 	if err != nil {
 		return nil, "", err
 	}
-	const query = selection + `
-		AND ($3::bigint IS NULL OR position < $3)
-		AND ($4 = '' OR status = $4)
-		AND ($5 = '' OR audio_id = $5)
-		ORDER BY position DESC LIMIT $6`
-	rows, _ := pool.Query(ctx, query, companyID, env, from.Key(0), f.Status, f.AudioID, limit+1)
+	query := selection + `
+		AND position < $3
+		AND ($4 = '' OR status = $4)`
+	args := []any{companyID, env, from.Key(0, math.MaxInt64), f.Status, limit + 1}
+	if f.AudioID != "" { // which has an index of its own
+		query, args = query+` AND audio_id = $6`, append(args, f.AudioID)
+	}
+	rows, _ := pool.Query(ctx, query+` ORDER BY position DESC LIMIT $5`, args...)
 	found, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, "", fmt.Errorf("list sends: %w", err)
@@ -125,9 +128,9 @@ func Deliveries(ctx context.Context, pool *pgxpool.Pool, companyID string, env e
 		return nil, "", err
 	}
 	const query = `SELECT ` + deliveryColumns + ` FROM sends.delivery d
-		WHERE d.send_id = $1 AND ($2::bigint IS NULL OR d.user_id > $2) AND ($3 = '' OR d.status = $3)
+		WHERE d.send_id = $1 AND d.user_id > $2 AND ($3 = '' OR d.status = $3)
 		ORDER BY d.user_id LIMIT $4`
-	rows, _ := pool.Query(ctx, query, sendID, from.Key(0), status, limit+1)
+	rows, _ := pool.Query(ctx, query, sendID, from.Key(0, 0), status, limit+1)
 	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Delivery])
 	if err != nil {
 		return nil, "", fmt.Errorf("list deliveries: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -73,9 +74,9 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 		return nil, "", err
 	}
 	const query = `SELECT ` + tokenColumns + ` FROM tokens.token
-		WHERE company_id = $1 AND environment = $2 AND revoked_at IS NULL AND ($3::bigint IS NULL OR position < $3)
+		WHERE company_id = $1 AND environment = $2 AND revoked_at IS NULL AND position < $3
 		ORDER BY position DESC LIMIT $4`
-	rows, _ := pool.Query(ctx, query, companyID, env, from.Key(0), limit+1)
+	rows, _ := pool.Query(ctx, query, companyID, env, from.Key(0, math.MaxInt64), limit+1)
 	found, err := pgx.CollectRows(rows, scanToken)
 	if err != nil {
 		return nil, "", fmt.Errorf("list tokens: %w", err)
