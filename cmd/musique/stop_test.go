@@ -30,7 +30,7 @@ func TestWorkersHaveAnOpsAddress(t *testing.T) {
 	p := launch(t, append([]string{"serve", "--roles", "projections,delivery", "--data-dir", filepath.Join(t.TempDir(), "data"), "--log-format", "json"}, freePorts...)...)
 	ops := p.awaits(&p.stderr, `"msg":"ready","http":"","ops":"([^"]+)"`)[1]
 	for _, path := range []string{"/livez", "/readyz", "/metrics"} {
-		resp, err := http.Get("http://" + ops + path) //nolint:noctx // the test is bounded as a whole
+		resp, err := http.Get("http://" + ops + path)
 		require.NoError(t, err)
 		require.NoError(t, resp.Body.Close())
 		require.Equal(t, http.StatusOK, resp.StatusCode, path)
