@@ -54,25 +54,35 @@ func Open(dir, fromEnvironment string) (*Ring, error) {
 	return ring, nil
 }
 
-// create writes a new secret whole: a crash leaves either none or all of it.
+// create writes a new secret whole and durable: a crash leaves either none or all of it. If another process is faster, it gives that one's.
 func create(path string) ([]byte, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	raw := make([]byte, secretBytes)
 	_, _ = rand.Read(raw) // documented never to fail
-	text := []byte(hex.EncodeToString(raw) + "\n")
-	file, err := os.CreateTemp(filepath.Dir(path), ".secret-")
+	file, err := os.CreateTemp(dir, ".secret-")
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(file.Name()) //nolint:errcheck // renamed away when all went well
-	_, err = file.Write(text)
-	err = errors.Join(err, file.Sync(), file.Close())
+	defer os.Remove(file.Name()) //nolint:errcheck // what stays behind is a secret that nothing is hashed with
+	_, err = file.WriteString(hex.EncodeToString(raw) + "\n")
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return nil, err
+	}
+	// Not a rename, which would replace the secret of a process that started at the same moment.
+	if err := os.Link(file.Name(), path); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	folder, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	return text, os.Rename(file.Name(), path)
+	if err := errors.Join(folder.Sync(), folder.Close()); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
 }
 
 func parse(text string) (*Ring, error) {
