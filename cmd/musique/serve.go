@@ -259,7 +259,9 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	running, background := errgroup.WithContext(background)
 	defer func() {
 		stopBackground()
-		err = errors.Join(err, within(stopTimeout, "the workers", running.Wait))
+		if ended := within(stopTimeout, "the workers", running.Wait); !errors.Is(err, ended) { // what ended them may be in err already
+			err = errors.Join(err, ended)
+		}
 	}()
 	// Requests are served to their end, so what they wait for runs as long as they do.
 	app := assemble(config, parts, registry, log)
