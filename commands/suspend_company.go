@@ -11,6 +11,8 @@ import (
 type SuspendCompany struct {
 	Caller    Caller
 	CompanyID string
+	// Reason goes into the history; it may be empty.
+	Reason string
 }
 
 // SuspendCompanyHandler carries out SuspendCompany.
@@ -18,5 +20,5 @@ type SuspendCompanyHandler struct{ *tools }
 
 // Handle suspends the company; one that is suspended already stays so.
 func (h SuspendCompanyHandler) Handle(ctx context.Context, cmd SuspendCompany) error {
-	return h.changeCompany(ctx, cmd.Caller, cmd.CompanyID, func(c company.Company) ([]event.Payload, error) { return c.Suspend() })
+	return h.changeCompany(ctx, cmd.Caller, cmd.CompanyID, func(c company.Company) ([]event.Payload, error) { return c.Suspend(cmd.Reason) })
 }

@@ -179,10 +179,8 @@ func (s *Server) suspendCompany(c *call) error {
 	if err := o.err(); err != nil {
 		return err
 	}
-	if reason != "" {
-		s.log.InfoContext(c.ctx(), "company suspended", "company", c.pathVar("companyId"), "reason", reason, "requestId", c.id)
-	}
-	if err := s.commands.SuspendCompany.Handle(c.ctx(), commands.SuspendCompany{Caller: c.operator(), CompanyID: c.pathVar("companyId")}); err != nil {
+	cmd := commands.SuspendCompany{Caller: c.operator(), CompanyID: c.pathVar("companyId"), Reason: reason}
+	if err := s.commands.SuspendCompany.Handle(c.ctx(), cmd); err != nil {
 		return err
 	}
 	return c.data(http.StatusOK, map[string]any{"companyId": c.pathVar("companyId"), "suspended": true})

@@ -14,6 +14,8 @@ import (
 const (
 	// maxNameRunes bounds a company's name.
 	maxNameRunes = 200
+	// maxReasonRunes bounds the reason of a suspension.
+	maxReasonRunes = 500
 	// DefaultPrefix is what the API tokens of a company begin with unless it has its own.
 	DefaultPrefix = "msk"
 )
@@ -126,15 +128,18 @@ func (c Company) ChangePlan(plan string, plans Plans) ([]event.Payload, error) {
 	return []event.Payload{PlanChanged{CompanyID: c.ID, Plan: plan}}, nil
 }
 
-// Suspend ends the acceptance of the company's tokens; nil is that it had ended already.
-func (c Company) Suspend() ([]event.Payload, error) {
+// Suspend ends the acceptance of the company's tokens; nil is that it had ended already. The reason, which may be empty, is for the history.
+func (c Company) Suspend(reason string) ([]event.Payload, error) {
 	if !c.Exists() {
 		return nil, notFound()
+	}
+	if utf8.RuneCountInString(reason) > maxReasonRunes {
+		return nil, fault.ForField("reason", fault.OutOfRange, "The reason has at most %d characters.", maxReasonRunes)
 	}
 	if c.Suspended {
 		return nil, nil
 	}
-	return []event.Payload{Suspended{CompanyID: c.ID}}, nil
+	return []event.Payload{Suspended{CompanyID: c.ID, Reason: reason}}, nil
 }
 
 func notFound() error { return fault.New(fault.NotFound, "There is no such company.") }

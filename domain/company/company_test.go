@@ -122,15 +122,22 @@ func TestChangePlan(t *testing.T) {
 
 func TestSuspend(t *testing.T) {
 	t.Parallel()
-	got, err := load(t, registered).Suspend()
+	got, err := load(t, registered).Suspend("")
 	require.NoError(t, err)
 	require.Equal(t, []event.Payload{suspended}, got)
 
-	got, err = load(t, registered, suspended).Suspend()
+	got, err = load(t, registered).Suspend("three invoices are unpaid")
+	require.NoError(t, err)
+	require.Equal(t, []event.Payload{company.Suspended{CompanyID: suspended.CompanyID, Reason: "three invoices are unpaid"}}, got)
+
+	_, err = load(t, registered).Suspend(strings.Repeat("ü", 501))
+	eventtest.Refused(t, err, fault.OutOfRange, "reason")
+
+	got, err = load(t, registered, suspended).Suspend("")
 	require.NoError(t, err)
 	require.Empty(t, got, "it is suspended already")
 
-	_, err = load(t).Suspend()
+	_, err = load(t).Suspend("")
 	eventtest.Refused(t, err, fault.NotFound, "")
 }
 
@@ -158,7 +165,7 @@ func TestDecidingAgainChangesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		history := []event.Payload{registered}
 		for range rapid.IntRange(1, 20).Draw(t, "decisions") {
-			decide := func(c company.Company) ([]event.Payload, error) { return c.Suspend() }
+			decide := func(c company.Company) ([]event.Payload, error) { return c.Suspend("") }
 			if rapid.Bool().Draw(t, "plan") {
 				plan := rapid.SampledFrom(plans.Names()).Draw(t, "to")
 				decide = func(c company.Company) ([]event.Payload, error) { return c.ChangePlan(plan, plans) }

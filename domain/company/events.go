@@ -27,6 +27,8 @@ type PlanChanged struct {
 // Suspended says that none of the company's tokens is accepted any more.
 type Suspended struct {
 	CompanyID string `json:"companyId"`
+	// Reason is the operator's, if one was given.
+	Reason string `json:"reason,omitempty"`
 }
 
 // EventType implements event.Payload.
