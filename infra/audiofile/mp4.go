@@ -208,10 +208,15 @@ func topLevel(src *source, at int64, visit func(box) error) error {
 
 func readTrack(src *source, trak box) (*track, error) {
 	t := &track{}
+	depth := 0
 	var walk func(b box) error
 	walk = func(b box) error {
 		switch b.kind {
 		case "edts", "mdia", "minf", "stbl":
+			if depth++; depth > maxMP4Depth {
+				return refuse("it is damaged: its boxes are nested too deep")
+			}
+			defer func() { depth-- }()
 			return children(src, b, walk)
 		case "mdhd":
 			var err error
