@@ -66,30 +66,63 @@ func isSHA256(s string) bool {
 	return err == nil && len(b) == 32 && hex.EncodeToString(b) == s
 }
 
-// contentType tells the media type of audio by its first bytes (IANA's registry; RFC 3003, 5334, 4337), because folders keep none; else it is the stored one.
+// maxTags bounds the ID3v2 tags in front of audio that contentType looks behind.
+const maxTags = 16
+
+// contentType is the stored media type, or for folders, which keep none, that of the audio by its first bytes (IANA's registry; RFC 3003, 5334, 4337).
+// An ID3v2 tag may stand in front of any of them (ID3v2.4 main structure §3.1).
 func contentType(object *Reader) (string, error) {
-	var head [12]byte
-	n, err := io.ReadFull(object, head[:])
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-		return "", err
+	if stored := object.ContentType(); stored != unknownType {
+		return stored, nil
 	}
-	if _, err := object.Seek(0, io.SeekStart); err != nil {
-		return "", err
+	kind := unknownType
+	for tags, at := 0, int64(0); tags <= maxTags && at < object.Size(); tags++ {
+		if _, err := object.Seek(at, io.SeekStart); err != nil {
+			return "", err
+		}
+		var head [12]byte
+		n, err := io.ReadFull(object, head[:])
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return "", err
+		}
+		if audio := audioType(head[:n]); audio != "" {
+			kind = audio
+			break
+		}
+		if n < 3 || string(head[:3]) != "ID3" {
+			break
+		}
+		kind = "audio/mpeg" // unless something else follows
+		if n < 10 {
+			break
+		}
+		at += 10 + int64(head[6])<<21 + int64(head[7])<<14 + int64(head[8])<<7 + int64(head[9])
+		if head[5]&0x10 != 0 {
+			at += 10 // a footer
+		}
 	}
-	is := func(at int, magic string) bool { return n >= at+len(magic) && string(head[at:at+len(magic)]) == magic }
+	_, err := object.Seek(0, io.SeekStart)
+	return kind, err
+}
+
+// audioType tells audio by its first bytes, or "".
+func audioType(head []byte) string {
+	is := func(at int, magic string) bool {
+		return len(head) >= at+len(magic) && string(head[at:at+len(magic)]) == magic
+	}
 	switch {
 	case is(0, "RIFF") && is(8, "WAVE"):
-		return "audio/wav", nil
+		return "audio/wav"
 	case is(0, "OggS"):
-		return "audio/ogg", nil
+		return "audio/ogg"
 	case is(4, "ftyp"), is(4, "moov"), is(4, "mdat"):
-		return "audio/mp4", nil
-	case n >= 2 && head[0] == 0xff && head[1]&0xf6 == 0xf0:
-		return "audio/aac", nil
-	case is(0, "ID3"), n >= 2 && head[0] == 0xff && head[1]&0xe0 == 0xe0:
-		return "audio/mpeg", nil
+		return "audio/mp4"
+	case len(head) >= 2 && head[0] == 0xff && head[1]&0xf6 == 0xf0:
+		return "audio/aac"
+	case len(head) >= 2 && head[0] == 0xff && head[1]&0xe0 == 0xe0:
+		return "audio/mpeg"
 	}
-	return object.ContentType(), nil
+	return ""
 }
 
 // bareError answers with the status code that an error of this package stands for.

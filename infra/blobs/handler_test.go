@@ -161,8 +161,12 @@ func TestMediaTypes(t *testing.T) {
 		"\xff\xf1\x50\x40":         "audio/aac",
 		"\xff\xfb\x70\x00":         "audio/mpeg",
 		"ID3\x04\x00":              "audio/mpeg",
-		"plain":                    "application/octet-stream",
-		"":                         "application/octet-stream",
+		"ID3\x04\x00\x00\x00\x00\x00\x02..\xff\xf1\x50\x40":           "audio/aac",
+		"ID3\x04\x00\x10\x00\x00\x00\x02..3DI-------RIFF....WAVEfmt ": "audio/wav",
+		"ID3\x04\x00\x00\x00\x00\x00\x02..\xff\xfb\x70\x00":           "audio/mpeg",
+		"ID3\x04\x00\x00\x00\x00\x00\x7f..":                           "audio/mpeg",
+		"plain":                                                       "application/octet-stream",
+		"":                                                            "application/octet-stream",
 	} {
 		require.NoError(t, m.store.Put(t.Context(), "audio/kind", strings.NewReader(head), "audio/x"))
 		answer, body := do(t, http.MethodGet, m.server.URL+m.signer.Path("audio/kind", m.now.Add(time.Minute)))

@@ -50,6 +50,9 @@ func (r *Reader) Size() int64 { return r.r.Size() }
 // ModTime is when the object was last written.
 func (r *Reader) ModTime() time.Time { return r.r.ModTime() }
 
+// unknownType is the media type of what might be anything (RFC 2046 §4.5.1).
+const unknownType = "application/octet-stream"
+
 // ContentType is what Put was told, or "application/octet-stream" from a folder, which does not keep it.
 func (r *Reader) ContentType() string { return r.r.ContentType() }
 
