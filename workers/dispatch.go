@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -69,11 +70,16 @@ type DispatchTo struct {
 	ExpiresAt  time.Time  `json:"expiresAt"`
 }
 
-// Dispatch follows AudioSent events and hands them to the delivery workers by Kafka, a message per bucket and page. Its checkpoint moves after the
-// brokers have the messages, so each is there at least once.
+// Dispatch follows AudioSent events and hands them to the delivery workers by Kafka, a message per bucket and page, and a broadcast whole. Its checkpoint
+// moves after the brokers have the messages, so each is there at least once.
 type Dispatch struct {
 	Deps
 	publisher message.Publisher
+	// ahead is up to where a broadcast was dispatched with the page that it began in.
+	ahead struct {
+		stream   string
+		revision uint64
+	}
 
 	mu    sync.Mutex
 	audio map[string]DispatchAudio
@@ -98,6 +104,10 @@ func (w *Dispatch) Run(ctx context.Context) error {
 }
 
 func (w *Dispatch) handle(ctx context.Context, _ *pgx.Batch, events []event.Recorded) error {
+	events, err := w.whole(ctx, events)
+	if err != nil || len(events) == 0 {
+		return err
+	}
 	buckets := map[int][]DispatchSend{}
 	for _, e := range events {
 		sent, err := w.sentBy(ctx, e)
@@ -119,7 +129,45 @@ func (w *Dispatch) handle(ctx context.Context, _ *pgx.Batch, events []event.Reco
 		messages = append(messages, share...)
 	}
 	// All in one call: the messages travel together, and the brokers sync once for them.
-	return w.publisher.Publish(DispatchTopic, messages...)
+	if err := w.publisher.Publish(DispatchTopic, messages...); err != nil {
+		return err
+	}
+	last := events[len(events)-1]
+	w.ahead.stream, w.ahead.revision = last.Stream, last.Revision
+	return nil
+}
+
+// whole leaves out of a page what was dispatched before, and adds the rest of a broadcast that goes on in the next page: it is one append, so all of it is
+// in the store. Without that a broadcast would be several messages for each bucket, as its events happen to fall into pages.
+func (w *Dispatch) whole(ctx context.Context, events []event.Recorded) ([]event.Recorded, error) {
+	for len(events) > 0 && events[0].Stream == w.ahead.stream && events[0].Revision <= w.ahead.revision {
+		events = events[1:]
+	}
+	if len(events) == 0 {
+		return nil, nil
+	}
+	last := events[len(events)-1]
+	if last.Type != (send.AudioSent{}).EventType() {
+		return events, nil
+	}
+	var sent send.AudioSent
+	if err := json.Unmarshal(last.Data, &sent); err != nil {
+		return nil, fmt.Errorf("read %s %d@%s: %w", last.Type, last.Revision, last.Stream, err)
+	}
+	if sent.Unsealed || sent.PlayAt != nil || sent.Total == 1 {
+		return events, nil
+	}
+	rest, err := w.Store.Page(ctx, last.Stream, last.Revision+1, sent.Total)
+	if err != nil {
+		return nil, err
+	}
+	for i, e := range rest {
+		if e.Type != last.Type {
+			rest = rest[:i]
+			break
+		}
+	}
+	return slices.Concat(events, rest), nil
 }
 
 // sentBy gives what goes out with an event: of a large broadcast nothing before it is closed, and then everything.

@@ -1,0 +1,37 @@
+package workers
+
+import (
+	"context"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/musique/musique/domain/event"
+)
+
+// These are for the tests to reckon with.
+const (
+	PlayingGrace       = playingGrace
+	KeepClosed         = keepClosed
+	OrphanAge          = orphanAge
+	MaxDispatchedBytes = maxDispatchedBytes
+)
+
+// LastLook is when a removed location is looked at for the last time.
+func LastLook() time.Duration { return looks[len(looks)-1] }
+
+// Follow runs a follower of the test's own.
+func Follow(ctx context.Context, d Deps, name string, types []string, handle func(context.Context, *pgx.Batch, []event.Recorded) error) error {
+	return follower{Deps: d, name: name, types: types, handle: handle}.run(ctx)
+}
+
+// Lead runs work in one instance at a time.
+func Lead(ctx context.Context, d Deps, name string, work func(context.Context) error) error {
+	return d.lead(ctx, name, work)
+}
+
+// Share splits a bucket's sends into messages.
+func Share(bucket int, sends []DispatchSend) ([]*message.Message, error) {
+	return shareOf(context.Background(), bucket, sends)
+}
