@@ -185,7 +185,7 @@ func refused(err error) bool {
 		return false
 	}
 	switch answer.Code() {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.Canceled, codes.Unknown:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.Canceled, codes.Unknown, codes.Internal:
 		return false
 	default:
 		return true
