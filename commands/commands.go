@@ -58,6 +58,8 @@ type Reads interface {
 	Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, found bool, err error)
 	// Quota tells what a company used in the calendar month (UTC) of a time.
 	Quota(ctx context.Context, companyID string, env event.Environment, month time.Time) (Used, error)
+	// DestinationsAndQuota is both in one round trip, which is what a send needs.
+	DestinationsAndQuota(ctx context.Context, companyID string, env event.Environment, targets send.Targets, month time.Time) (found []send.Location, unknown []string, used Used, err error)
 }
 
 // Used is what counts towards a plan's monthly quotas.

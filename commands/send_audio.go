@@ -54,14 +54,8 @@ func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (AudioSent,
 	if err := fields.Err(); err != nil {
 		return AudioSent{}, err
 	}
-	if err := h.sendable(ctx, cmd); err != nil {
-		return AudioSent{}, err
-	}
-	to, err := h.destinations(ctx, cmd)
+	to, err := h.allowed(ctx, cmd)
 	if err != nil {
-		return AudioSent{}, err
-	}
-	if err := h.withinQuota(ctx, cmd.Caller, Used{Sends: 1}); err != nil {
 		return AudioSent{}, err
 	}
 	meta := h.metadata(cmd.Caller)
@@ -84,10 +78,12 @@ func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (AudioSent,
 	if err != nil {
 		return AudioSent{}, err
 	}
-	if err := h.stands(ctx, cmd.AudioID, recorded); err != nil {
+	stands := make(chan error, 1)
+	go func() { stands <- h.stands(ctx, cmd.AudioID, recorded) }()
+	h.settle(ctx, position, Sends)
+	if err := <-stands; err != nil {
 		return AudioSent{}, h.undo(ctx, id, meta, err)
 	}
-	h.settle(ctx, position, Sends)
 	accepted, err := stateAfter(id, meta, payloads, cmd.Request)
 	return AudioSent{Send: accepted}, err
 }
@@ -146,6 +142,26 @@ func (h SendAudioHandler) before(ctx context.Context, identity identity, id stri
 	}
 }
 
+// allowed finds the locations that the send goes to, if its audio, its targets and the plan's quota allow it. The store and the read models are asked at the
+// same time.
+func (h SendAudioHandler) allowed(ctx context.Context, cmd SendAudio) ([]send.Location, error) {
+	sendable := make(chan error, 1)
+	go func() { sendable <- h.sendable(ctx, cmd) }()
+	c := cmd.Caller
+	found, unknown, used, err := h.Reads.DestinationsAndQuota(ctx, c.CompanyID, c.Environment, cmd.Request.Targets, h.now())
+	if err := <-sendable; err != nil {
+		return nil, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	to, err := h.destinations(ctx, cmd, found, unknown)
+	if err != nil {
+		return nil, err
+	}
+	return to, h.withinQuota(c, used, Used{Sends: 1})
+}
+
 // sendable asks the audio's stream whether it can be sent.
 func (h SendAudioHandler) sendable(ctx context.Context, cmd SendAudio) error {
 	history, err := h.Store.Load(ctx, audio.Stream(cmd.AudioID))
@@ -171,13 +187,9 @@ func (h SendAudioHandler) stands(ctx context.Context, audioID string, recorded e
 // maxDoubted bounds the external IDs that are looked for in the store before they are said to be unknown.
 const maxDoubted = 20
 
-// destinations finds the locations. Before it says that one is unknown it asks the store, which the read model may lag behind.
-func (h SendAudioHandler) destinations(ctx context.Context, cmd SendAudio) ([]send.Location, error) {
+// destinations are the locations that were found. Before it says that one is unknown it asks the store, which the read model may lag behind.
+func (h SendAudioHandler) destinations(ctx context.Context, cmd SendAudio, found []send.Location, unknown []string) ([]send.Location, error) {
 	for caughtUp := false; ; caughtUp = true {
-		found, unknown, err := h.Reads.Destinations(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.Request.Targets)
-		if err != nil {
-			return nil, err
-		}
 		if len(unknown) == 0 && len(found) > 0 {
 			return found, nil
 		}
@@ -188,6 +200,9 @@ func (h SendAudioHandler) destinations(ctx context.Context, cmd SendAudio) ([]se
 			}
 			if !registered.IsZero() {
 				h.settle(ctx, registered, Locations)
+				if found, unknown, err = h.Reads.Destinations(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.Request.Targets); err != nil {
+					return nil, err
+				}
 				continue
 			}
 		}

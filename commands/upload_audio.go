@@ -65,7 +65,11 @@ func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (AudioU
 		h.settle(ctx, end(history), Library)
 		return AudioUploaded{Uploaded: state.Uploaded, CreatedAt: state.CreatedAt, Replayed: true}, errors.Join(err, loadErr)
 	}
-	if err := h.withinQuota(ctx, cmd.Caller, Used{Uploads: 1, StorageBytes: cmd.Size}); err != nil {
+	used, err := h.Reads.Quota(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, h.now())
+	if err != nil {
+		return AudioUploaded{}, err
+	}
+	if err := h.withinQuota(cmd.Caller, used, Used{Uploads: 1, StorageBytes: cmd.Size}); err != nil {
 		return AudioUploaded{}, err
 	}
 	// From here on the caller's leaving stops nothing: bytes without an event, or the other way round, is what must not be.
@@ -127,14 +131,10 @@ func (t *tools) removeBlob(ctx context.Context, key string) {
 	}
 }
 
-// withinQuota refuses what the plan's month has no room for. It asks a read model, so callers at the same moment can pass together by what they
-// ask for; the rates are what is exact.
-func (t *tools) withinQuota(ctx context.Context, c Caller, more Used) error {
+// withinQuota refuses what the plan's month has no room for beside what a read model says was used, so callers at the same moment can pass together by
+// what they ask for; the rates are what is exact.
+func (t *tools) withinQuota(c Caller, used, more Used) error {
 	now := t.now()
-	used, err := t.Reads.Quota(ctx, c.CompanyID, c.Environment, now)
-	if err != nil {
-		return err
-	}
 	reset := time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC)
 	for _, q := range []struct {
 		name              string

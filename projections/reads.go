@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/musique/musique/commands"
@@ -67,13 +68,31 @@ func (r *Reads) OpenDeliveries(ctx context.Context, companyID string, env event.
 
 // Quota tells what a company used in the calendar month (UTC) of a time.
 func (r *Reads) Quota(ctx context.Context, companyID string, env event.Environment, month time.Time) (used commands.Used, err error) {
+	batch := &pgx.Batch{}
+	queueQuota(batch, companyID, env, month, &used)
+	if err := r.pool.SendBatch(ctx, batch).Close(); err != nil {
+		return commands.Used{}, fmt.Errorf("read the quotas: %w", err)
+	}
+	return used, nil
+}
+
+// DestinationsAndQuota is Destinations and Quota in one round trip.
+func (r *Reads) DestinationsAndQuota(ctx context.Context, companyID string, env event.Environment, targets send.Targets, month time.Time) (found []send.Location, unknown []string, used commands.Used, err error) {
+	batch := &pgx.Batch{}
+	locations.QueueDestinations(batch, companyID, env, targets, &found, &unknown)
+	queueQuota(batch, companyID, env, month, &used)
+	if err := r.pool.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, nil, commands.Used{}, fmt.Errorf("find the destinations and read the quotas: %w", err)
+	}
+	return found, unknown, used, nil
+}
+
+func queueQuota(batch *pgx.Batch, companyID string, env event.Environment, month time.Time, used *commands.Used) {
 	const query = `SELECT
 		coalesce((SELECT sends FROM sends.accepted WHERE company_id = $1 AND environment = $2 AND month = $3), 0),
 		coalesce((SELECT uploads FROM audio.uploads WHERE company_id = $1 AND environment = $2 AND month = $3), 0),
 		coalesce((SELECT bytes FROM audio.storage WHERE company_id = $1 AND environment = $2), 0)`
-	err = r.pool.QueryRow(ctx, query, companyID, env, readmodel.Month(month)).Scan(&used.Sends, &used.Uploads, &used.StorageBytes)
-	if err != nil {
-		return commands.Used{}, fmt.Errorf("read the quotas: %w", err)
-	}
-	return used, nil
+	batch.Queue(query, companyID, env, readmodel.Month(month)).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&used.Sends, &used.Uploads, &used.StorageBytes)
+	})
 }

@@ -109,35 +109,51 @@ func ByExternalIDs(ctx context.Context, pool *pgxpool.Pool, companyID string, en
 // Destinations finds the locations that a send goes to, each once, in the order of their external IDs, and which of the external IDs asked for are
 // none. One location more than a send may have is enough to know that it is too large.
 func Destinations(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, targets send.Targets) (found []send.Location, unknown []string, err error) {
-	const query = `SELECT external_id, user_id, timezone FROM locations.location WHERE company_id = $1 AND environment = $2`
-	var rows pgx.Rows
-	switch {
-	case targets.All:
-		rows, _ = pool.Query(ctx, query+` LIMIT $3`, companyID, env, send.MaxDestinations+1)
-	case targets.Tags != nil:
-		rows, _ = pool.Query(ctx, query+` AND tags && $3 LIMIT $4`, companyID, env, storable(targets.Tags), send.MaxDestinations+1)
-	default:
-		rows, _ = pool.Query(ctx, query+` AND external_id = ANY($3)`, companyID, env, storable(targets.ExternalIDs))
-	}
-	found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[send.Location])
-	if err != nil {
+	batch := &pgx.Batch{}
+	QueueDestinations(batch, companyID, env, targets, &found, &unknown)
+	if err := pool.SendBatch(ctx, batch).Close(); err != nil {
 		return nil, nil, fmt.Errorf("find the destinations: %w", err)
 	}
-	slices.SortFunc(found, func(a, b send.Location) int { return strings.Compare(a.ExternalID, b.ExternalID) })
-	if targets.All || targets.Tags != nil {
-		return found, nil, nil
+	return found, unknown, nil
+}
+
+// QueueDestinations is Destinations as one of several questions of a round trip.
+func QueueDestinations(batch *pgx.Batch, companyID string, env event.Environment, targets send.Targets, found *[]send.Location, unknown *[]string) {
+	const query = `SELECT external_id, user_id, timezone FROM locations.location WHERE company_id = $1 AND environment = $2`
+	var queued *pgx.QueuedQuery
+	switch {
+	case targets.All:
+		queued = batch.Queue(query+` LIMIT $3`, companyID, env, send.MaxDestinations+1)
+	case targets.Tags != nil:
+		queued = batch.Queue(query+` AND tags && $3 LIMIT $4`, companyID, env, storable(targets.Tags), send.MaxDestinations+1)
+	default:
+		queued = batch.Queue(query+` AND external_id = ANY($3)`, companyID, env, storable(targets.ExternalIDs))
 	}
+	queued.Query(func(rows pgx.Rows) (err error) {
+		if *found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[send.Location]); err != nil {
+			return err
+		}
+		slices.SortFunc(*found, func(a, b send.Location) int { return strings.Compare(a.ExternalID, b.ExternalID) })
+		if !targets.All && targets.Tags == nil {
+			*unknown = missing(targets.ExternalIDs, *found)
+		}
+		return nil
+	})
+}
+
+// missing are the external IDs that were not found, each told once.
+func missing(externalIDs []string, found []send.Location) (unknown []string) {
 	known := make(map[string]bool, len(found))
 	for _, l := range found {
 		known[l.ExternalID] = true
 	}
-	for _, id := range targets.ExternalIDs {
+	for _, id := range externalIDs {
 		if !known[id] {
 			unknown = append(unknown, id)
-			known[id] = true // told once
+			known[id] = true
 		}
 	}
-	return found, unknown, nil
+	return unknown
 }
 
 // storable leaves out texts with a NUL. PostgreSQL has none, and so nothing that equals them, and refuses to look.
