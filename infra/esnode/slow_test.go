@@ -52,4 +52,13 @@ func TestSlowClientsHoldNoView(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return node.store.db.Metrics().Snapshots.Count == 1 }, 10*time.Second, 10*time.Millisecond,
 		"only the newest view is kept")
+
+	closed := make(chan error, 1)
+	go func() { closed <- node.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("a node waits for clients that do not receive")
+	}
 }
