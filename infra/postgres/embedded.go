@@ -54,6 +54,7 @@ type Embedded struct {
 	port     int
 	lock     *os.File
 	cluster  *os.File // the folder with the data, for the server to inherit
+	stranger int      // the process that has the number of a server that is gone, or 0
 
 	ctx    context.Context // ends when Stop is called
 	cancel context.CancelFunc
@@ -97,7 +98,7 @@ func StartEmbedded(ctx context.Context, o EmbeddedOptions) (_ *Embedded, err err
 	if err := e.initialise(ctx); err != nil {
 		return nil, err
 	}
-	if err := endLeftover(ctx, e.dataDir(), o.Log); err != nil {
+	if err := e.endLeftover(ctx); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -197,7 +198,7 @@ func (e *Embedded) restart() *server {
 		case <-e.ctx.Done():
 			return nil
 		}
-		err := endLeftover(e.ctx, e.dataDir(), e.options.Log)
+		err := e.endLeftover(e.ctx)
 		if err == nil {
 			var started *server
 			if started, err = e.start(e.ctx); err == nil {

@@ -261,6 +261,46 @@ func TestAServerWithoutItsWatchdogIsEndedByTheNextStart(t *testing.T) {
 	require.False(t, runs(pid))
 }
 
+// After a loss of power the number of the server that was may be that of anybody's process. PostgreSQL by itself takes one of the same user for its
+// server, and refuses to start for as long as it runs.
+func TestTheNumberOfALostServerIsAnotherProcesssNow(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("finds the watchdog in /proc")
+	}
+	dir := tempDir(t)
+	program := startProgram(t, dir, 0)
+	execute(t, program.url, "CREATE TABLE kept AS SELECT 'kept' AS word")
+	pid := postmaster(t, dir)
+	for _, process := range append(shellsInSessionOf(t, pid), pid) {
+		require.NoError(t, syscall.Kill(process, syscall.SIGKILL))
+	}
+	program.kill()
+	data := filepath.Join(dir, "cluster", "data")
+	owner, err := os.Stat(data)
+	require.NoError(t, err)
+	other := exec.Command("sleep", "1000") //nolint:noctx // the test ends it
+	other.Dir = "/"
+	if os.Geteuid() == 0 {
+		of := owner.Sys().(*syscall.Stat_t)
+		other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: of.Uid, Gid: of.Gid}}
+	}
+	require.NoError(t, other.Start())
+	t.Cleanup(func() {
+		require.NoError(t, other.Process.Kill())
+		_ = other.Wait() // says that it was killed
+	})
+	pidFile := filepath.Join(data, "postmaster.pid")
+	raw, err := os.ReadFile(pidFile)
+	require.NoError(t, err)
+	_, rest, _ := strings.Cut(string(raw), "\n")
+	require.NoError(t, os.WriteFile(pidFile, fmt.Appendf(nil, "%d\n%s", other.Process.Pid, rest), 0o600))
+
+	server := start(t, dir)
+	require.Equal(t, "kept", ask(t, server.URL(), "SELECT word FROM kept"))
+	require.True(t, runs(other.Process.Pid), "a process that is none of ours is left alone")
+}
+
 // shellsInSessionOf finds the processes of the watchdog: the shells in the session of the server.
 func shellsInSessionOf(t *testing.T, pid int) []int {
 	t.Helper()

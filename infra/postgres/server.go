@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -106,7 +105,7 @@ func (e *Embedded) run(endSignal, remove, program string, args ...string) (*serv
 	cmd.ExtraFiles = []*os.File{read, e.cluster}
 	cmd.Stdout, cmd.Stderr = s.output, s.output
 	cmd.Dir = "/" // the account may have no way to where this program is
-	cmd.Env = environment()
+	cmd.Env = e.environment()
 	cmd.SysProcAttr = e.account.attributes()
 	if err := cmd.Start(); err != nil {
 		write.Close()
@@ -121,13 +120,17 @@ func (e *Embedded) run(endSignal, remove, program string, args ...string) (*serv
 	return s, nil
 }
 
-// environment is this program's, without what would change PostgreSQL's settings or the language of its messages.
-func environment() []string {
+// environment is this program's, without what would change PostgreSQL's settings or the language of its messages. PG_GRANDPARENT_PID names a
+// process that is no server although the data names it (CreateLockFile in PostgreSQL's miscinit.c).
+func (e *Embedded) environment() []string {
 	var kept []string
 	for _, variable := range os.Environ() {
 		if !strings.HasPrefix(variable, "PG") && !strings.HasPrefix(variable, "LC_") && !strings.HasPrefix(variable, "LANG") {
 			kept = append(kept, variable)
 		}
+	}
+	if e.stranger != 0 {
+		kept = append(kept, "PG_GRANDPARENT_PID="+strconv.Itoa(e.stranger))
 	}
 	return append(kept, "LC_ALL=C")
 }
@@ -153,10 +156,12 @@ func (s *server) stop(ctx context.Context) error {
 }
 
 // endLeftover ends a server whose program was killed, as its watchdog does too unless it was killed as well. The caller has the folder's lock, so
-// no living program of ours owns that server.
-func endLeftover(ctx context.Context, data string, log *slog.Logger) error {
-	pidFile := filepath.Join(data, "postmaster.pid")
-	raw, err := os.ReadFile(pidFile)
+// no living program of ours owns that server. Where the data names a process that is none, PostgreSQL is told so (see environment): it would take
+// any process of its account for the server.
+func (e *Embedded) endLeftover(ctx context.Context) error {
+	e.stranger = 0
+	data := e.dataDir()
+	raw, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -165,10 +170,14 @@ func endLeftover(ctx context.Context, data string, log *slog.Logger) error {
 	}
 	line, _, _ := strings.Cut(string(raw), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil || pid <= 1 || !serves(pid, data) {
-		return nil //nolint:nilerr // PostgreSQL itself clears away what a killed server left there
+	if err != nil || pid <= 1 {
+		return nil //nolint:nilerr // PostgreSQL says itself what it makes of that
 	}
-	log.Info("a PostgreSQL server of an earlier run is still there; ending it", "pid", pid)
+	if !serves(pid, data) {
+		e.stranger = pid
+		return nil
+	}
+	e.options.Log.Info("a PostgreSQL server of an earlier run is still there; ending it", "pid", pid)
 	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("end PostgreSQL (process %d) of an earlier run: %w", pid, err)
 	}
