@@ -2,6 +2,7 @@ package workers_test
 
 import (
 	"context"
+	"net/url"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/musique/musique/commands/commandstest"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/projections/sends"
 	"github.com/musique/musique/workers"
 	"github.com/musique/musique/workers/inbox"
@@ -49,12 +51,30 @@ func newWorld(t testing.TB) *world {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, broker.Close()) })
 	require.NoError(t, kafka.EnsureTopics(t.Context(), broker.Brokers(), kafka.Topic{Name: workers.DispatchTopic, Partitions: partitions}))
-	hub := inbox.NewHub(w.Pool, commandstest.Quiet)
+	address, err := url.Parse(w.Pool.Config().ConnString())
+	require.NoError(t, err)
+	query := address.Query()
+	query.Set("application_name", applicationName)
+	address.RawQuery = query.Encode()
+	pool, err := postgres.Connect(t.Context(), address.String())
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	hub := inbox.NewHub(pool, commandstest.Quiet)
 	commandstest.Run(t, hub.Run)
 	w.deps = workers.Deps{
-		Store: w.Store, Pool: w.Pool, Brokers: broker.Brokers(), Commands: w.Commands, Reads: w.Reads, Blobs: w.Blobs, Hub: hub, Now: w.now, Log: commandstest.Quiet,
+		Store: w.Store, Pool: pool, Brokers: broker.Brokers(), Commands: w.Commands, Reads: w.Reads, Blobs: w.Blobs, Hub: hub, Now: w.now, Log: commandstest.Quiet,
 	}
 	return w
+}
+
+// applicationName tells the workers' database connections from others.
+const applicationName = "musique workers"
+
+// cut ends all database connections of the workers.
+func (w *world) cut(t testing.TB) {
+	t.Helper()
+	_, err := w.Pool.Exec(context.Background(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1", applicationName)
+	require.NoError(t, err)
 }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
