@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/commands"
@@ -114,9 +115,12 @@ func TestUsageIsRecordedByCompanyAndDay(t *testing.T) {
 	for i := range 12 {
 		at := today.Add(time.Duration(i%3) * 24 * time.Hour)
 		c := []commands.Caller{p.Caller(), p.Sandbox(), other.Caller()}[i/4]
-		requests = append(requests, commands.ServedRequest{Caller: c, Served: usage.ApiRequestServed{RequestID: string(rune('a' + i)), Timestamp: at}})
+		requests = append(requests, commands.ServedRequest{ID: uuid.New(), Caller: c, Served: usage.ApiRequestServed{RequestID: string(rune('a' + i)), Timestamp: at}})
 	}
-	require.NoError(t, p.Commands.RecordUsage.Handle(t.Context(), commands.RecordUsage{Requests: requests}))
+	for range 2 { // a repeat, by who does not know what became of the first, records nothing twice
+		require.NoError(t, p.Commands.RecordUsage.Handle(t.Context(), commands.RecordUsage{Requests: requests}))
+	}
+	recorded := map[uuid.UUID]int{}
 	for _, r := range requests {
 		stream := usage.Stream(r.Caller.CompanyID, r.Caller.Environment, r.Served.Timestamp)
 		history := p.History(t, stream)
@@ -125,7 +129,13 @@ func TestUsageIsRecordedByCompanyAndDay(t *testing.T) {
 			require.Equal(t, r.Caller.CompanyID, e.Metadata.CompanyID)
 			require.Equal(t, r.Caller.Environment, e.Metadata.Environment)
 			require.True(t, e.Metadata.Time.Equal(r.Served.Timestamp))
+			if e.ID == r.ID {
+				recorded[r.ID]++
+			}
 		}
+	}
+	for _, r := range requests {
+		require.Equal(t, 1, recorded[r.ID])
 	}
 	require.NoError(t, p.Commands.RecordUsage.Handle(t.Context(), commands.RecordUsage{}))
 }

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 
+	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/musique/musique/domain/event"
@@ -17,6 +18,8 @@ type RecordUsage struct {
 
 // ServedRequest is one request of a company.
 type ServedRequest struct {
+	// ID is the event's. With it a request that is recorded again, because nobody knows what became of the first time, is there once.
+	ID     uuid.UUID
 	Caller Caller
 	Served usage.ApiRequestServed
 }
@@ -31,7 +34,7 @@ func (h RecordUsageHandler) Handle(ctx context.Context, cmd RecordUsage) error {
 		meta := h.metadata(r.Caller)
 		meta.Time = r.Served.Timestamp
 		stream := usage.Stream(r.Caller.CompanyID, r.Caller.Environment, r.Served.Timestamp)
-		streams[stream] = append(streams[stream], propose(meta, r.Served)...)
+		streams[stream] = append(streams[stream], event.Proposed{ID: r.ID, Payload: r.Served, Metadata: meta})
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for stream, events := range streams {

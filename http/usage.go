@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/eventstore"
@@ -17,9 +20,11 @@ import (
 const (
 	// maxUsageWaiting bounds the requests that wait to be recorded; beyond it, with the event store away, new ones are counted as lost.
 	maxUsageWaiting = 20_000
-	// maxUsageBatch bounds the requests that are recorded at once, and usageGathering is how long they are gathered.
-	maxUsageBatch  = 500
-	usageGathering = 100 * time.Millisecond
+	// maxUsageBatch bounds the requests of one append, maxUsageAppends the appends that are under way at once, and usageGathering is how long requests are
+	// gathered.
+	maxUsageBatch   = 500
+	maxUsageAppends = 16
+	usageGathering  = 100 * time.Millisecond
 	// usageRetry is the wait after an attempt that failed.
 	usageRetry = 500 * time.Millisecond
 	// usageAttempt bounds one attempt.
@@ -39,6 +44,7 @@ type usageRecorder struct {
 
 	mu      sync.Mutex
 	waiting []commands.ServedRequest
+	inHand  int // those that are being recorded
 	closed  bool
 
 	ctx    context.Context // ends when even the end has no more time
@@ -59,7 +65,7 @@ func newUsageRecorder(record func(context.Context, commands.RecordUsage) error, 
 // add takes a request to be recorded.
 func (u *usageRecorder) add(r commands.ServedRequest) {
 	u.mu.Lock()
-	if u.closed || len(u.waiting) >= maxUsageWaiting {
+	if u.closed || len(u.waiting)+u.inHand >= maxUsageWaiting {
 		u.mu.Unlock()
 		u.lost(1)
 		return
@@ -81,8 +87,16 @@ func (u *usageRecorder) run() {
 		case <-u.stop:
 		}
 		u.pause(usageGathering)
-		for batch := u.take(); len(batch) > 0; batch = u.take() {
-			u.keep(batch)
+		for batches := u.take(); len(batches) > 0; batches = u.take() {
+			var recording errgroup.Group
+			recording.SetLimit(maxUsageAppends)
+			for _, batch := range batches {
+				recording.Go(func() error {
+					u.keep(batch)
+					return nil
+				})
+			}
+			_ = recording.Wait() // nothing of it fails
 		}
 		if u.stopped() {
 			return
@@ -90,24 +104,30 @@ func (u *usageRecorder) run() {
 	}
 }
 
-// take gives the next requests, all of one stream, so that they are recorded all or none.
-func (u *usageRecorder) take() []commands.ServedRequest {
+// take gives the next requests in batches, each of a stream of its own, so that they can be recorded beside each other: all or none of a batch, and
+// each stream in order.
+func (u *usageRecorder) take() [][]commands.ServedRequest {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.waiting) == 0 {
-		return nil
-	}
-	stream := streamOf(u.waiting[0])
-	var batch, rest []commands.ServedRequest
+	var batches [][]commands.ServedRequest
+	var rest []commands.ServedRequest
+	at := map[string]int{}
 	for _, r := range u.waiting {
-		if len(batch) < maxUsageBatch && streamOf(r) == stream {
-			batch = append(batch, r)
+		stream := streamOf(r)
+		i, known := at[stream]
+		if !known {
+			i = len(batches)
+			at[stream], batches = i, append(batches, nil)
+		}
+		if len(batches[i]) < maxUsageBatch {
+			batches[i] = append(batches[i], r)
 		} else {
 			rest = append(rest, r)
 		}
 	}
+	u.inHand = len(u.waiting) - len(rest)
 	u.waiting = rest
-	return batch
+	return batches
 }
 
 func streamOf(r commands.ServedRequest) string {
@@ -180,7 +200,7 @@ func (s *Server) recordUsage(c *call, took time.Duration) {
 	if c.caller.TokenID == "" {
 		return // a stranger, a player or an operator
 	}
-	s.usage.add(commands.ServedRequest{Caller: c.commandCaller(), Served: usage.ApiRequestServed{
+	s.usage.add(commands.ServedRequest{ID: uuid.New(), Caller: c.commandCaller(), Served: usage.ApiRequestServed{
 		RequestID: c.id, Timestamp: c.begun.UTC().Truncate(time.Microsecond), Method: recordable(c.r.Method, maxMethod), Path: recordable(c.r.URL.Path, maxLoggedPath),
 		Endpoint: c.endpoint(), Status: c.w.status, DurationMs: took.Milliseconds(), ExternalID: c.caller.ExternalID, TokenID: c.caller.TokenID,
 		IP: c.from.String(), UserAgent: recordable(c.r.UserAgent(), maxUserAgent), ErrorCode: string(c.code),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -66,8 +67,11 @@ func TestUsageIsRecordedInOrderAndThroughOutages(t *testing.T) {
 
 func TestBatchesAreOfOneStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var batches [][]commands.ServedRequest
 		u := newUsageRecorder(func(_ context.Context, cmd commands.RecordUsage) error {
+			mu.Lock()
+			defer mu.Unlock()
 			batches = append(batches, cmd.Requests)
 			return nil
 		}, func(int) { t.Error("lost a request") }, func(error) {})
@@ -79,6 +83,40 @@ func TestBatchesAreOfOneStream(t *testing.T) {
 		for _, batch := range batches {
 			require.Len(t, batch, 5)
 		}
+	})
+}
+
+// What one append takes must not be what each company's requests wait for: of two thousand companies that would be ten seconds.
+func TestRequestsOfManyCompaniesAreKeptUpWith(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const companies, perTick, ticks = 2_000, 50, 2_000
+		var mu sync.Mutex
+		recorded, newest := 0, map[string]int{}
+		u := newUsageRecorder(func(_ context.Context, cmd commands.RecordUsage) error {
+			time.Sleep(5 * time.Millisecond)
+			mu.Lock()
+			defer mu.Unlock()
+			recorded += len(cmd.Requests)
+			for _, r := range cmd.Requests {
+				at, err := strconv.Atoi(r.Served.RequestID)
+				require.NoError(t, err)
+				require.Greater(t, at, newest[r.Caller.CompanyID], "a company's requests are in order")
+				newest[r.Caller.CompanyID] = at
+			}
+			return nil
+		}, func(n int) { t.Error("lost ", n) }, func(error) {})
+		for tick := range ticks {
+			for i := range perTick {
+				n := tick*perTick + i + 1
+				u.add(request(fmt.Sprint("co_", n%companies), strconv.Itoa(n)))
+			}
+			time.Sleep(10 * time.Millisecond)
+			if t.Failed() {
+				break
+			}
+		}
+		require.NoError(t, u.close(t.Context()))
+		require.Equal(t, ticks*perTick, recorded)
 	})
 }
 
