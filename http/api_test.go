@@ -38,6 +38,7 @@ func TestAPI(t *testing.T) {
 		"a send is played and proved":                      sendIsProved,
 		"streams resume, and close with their devices":     streams,
 		"streams close when the server drains":             drain,
+		"presence ends with the stream":                    presenceEndsWithTheStream,
 		"scheduled sends hold their audio until cancelled": scheduled,
 		"refused sends tell every field":                   refusedSends,
 		"locations are kept":                               locationsLive,

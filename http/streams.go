@@ -24,6 +24,9 @@ type streams struct {
 	mu      sync.Mutex
 	open    map[string]map[*stream]struct{} // by device
 	changed chan struct{}                   // devices may have been revoked
+
+	// telling is held while it is told which streams are open, and shared by those that tell that they closed.
+	telling sync.RWMutex
 }
 
 // stream is one of them.
@@ -120,7 +123,7 @@ func (s *Server) watchStreams() {
 		case <-s.streams.changed:
 			s.closeRevoked()
 		case <-beat.C:
-			s.beat(s.streams.present()...)
+			s.beatAll()
 		case <-s.drained:
 			return
 		}
@@ -151,8 +154,18 @@ func (s *Server) beat(open ...locations.Stream) {
 	}
 }
 
+// beatAll tells of all open streams. None of them closes before that is told, or it would be told open when it is not.
+func (s *Server) beatAll() {
+	s.streams.telling.Lock()
+	defer s.streams.telling.Unlock()
+	s.beat(s.streams.present()...)
+}
+
 // leave tells that a stream was closed, after its request is over.
 func (s *Server) leave(gone *stream) {
+	s.streams.remove(gone)
+	s.streams.telling.RLock()
+	defer s.streams.telling.RUnlock()
 	ctx, cancel := context.WithTimeout(context.Background(), presenceTimeout)
 	defer cancel()
 	if err := locations.Leave(ctx, s.pool, gone.presence(), s.now()); err != nil {
