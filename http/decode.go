@@ -16,6 +16,14 @@ import (
 	"unicode/utf8"
 
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/send"
+)
+
+const (
+	// maxFields bounds the fields of one object, known or not.
+	maxFields = 200
+	// maxTexts bounds an array of strings. The longest are the external IDs of a broadcast.
+	maxTexts = send.MaxDestinations
 )
 
 // maxExactInteger is the largest integer that every JSON reader keeps exact (RFC 8259 §6).
@@ -142,6 +150,10 @@ func newObject(path string, raw json.RawMessage, failed *fault.Fields) *object {
 			o.read[name] = true // whether it is known or not, it has failed
 			o.fail(name, fault.InvalidFormat, "%s is given twice; give it once.", path+name)
 			continue
+		}
+		if len(o.names) == maxFields {
+			failed.Add(strings.TrimSuffix(path, "."), fault.OutOfRange, "An object of this request has at most %d fields.", maxFields)
+			return o
 		}
 		o.names = append(o.names, name)
 		o.fields[name] = value
@@ -277,15 +289,37 @@ func (o *object) integer(name string) *int64 {
 	return &n
 }
 
-// texts reads an array of strings; nil if it is not given, and not nil if it is given and empty.
-func (o *object) texts(name string) []string {
+// items splits an array into its items; nil if it is not given, and not nil if it is given and empty. A body has room for millions of items: the first
+// that is too many ends the reading.
+func (o *object) items(name, kind string, most int) []json.RawMessage {
 	raw, ok := o.take(name)
 	if !ok {
 		return nil
 	}
-	var items []json.RawMessage
-	if json.Unmarshal(raw, &items) != nil {
-		o.fail(name, fault.InvalidFormat, "%s must be an array of strings.", o.path+name)
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if begin, err := d.Token(); err != nil || begin != json.Delim('[') {
+		o.fail(name, fault.InvalidFormat, "%s must be an array of %s.", o.path+name, kind)
+		return nil
+	}
+	items := []json.RawMessage{}
+	for d.More() {
+		if len(items) == most {
+			o.fail(name, fault.OutOfRange, "%s has at most %d items.", o.path+name, most)
+			return nil
+		}
+		var item json.RawMessage
+		if d.Decode(&item) != nil {
+			return nil // not reached: the text is valid
+		}
+		items = append(items, item)
+	}
+	return items
+}
+
+// texts reads an array of strings; nil if it is not given, and not nil if it is given and empty.
+func (o *object) texts(name string) []string {
+	items := o.items(name, "strings", maxTexts)
+	if items == nil {
 		return nil
 	}
 	all := make([]string, 0, len(items))
@@ -329,17 +363,9 @@ func (o *object) object(name string) *object {
 	return newObject(o.path+name+".", raw, o.failed)
 }
 
-// objects reads an array of objects; nil if it is not given.
-func (o *object) objects(name string) []*object {
-	raw, ok := o.take(name)
-	if !ok {
-		return nil
-	}
-	var items []json.RawMessage
-	if json.Unmarshal(raw, &items) != nil {
-		o.fail(name, fault.InvalidFormat, "%s must be an array of objects.", o.path+name)
-		return nil
-	}
+// objects reads an array of objects; none if it is not given.
+func (o *object) objects(name string, most int) []*object {
+	items := o.items(name, "objects", most)
 	all := make([]*object, 0, len(items))
 	for i, item := range items {
 		if item[0] != '{' {

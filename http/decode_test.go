@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"encoding/json"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -56,8 +58,45 @@ func TestFieldsAreRead(t *testing.T) {
 	require.Nil(t, o.texts("absent"))
 	require.True(t, o.flag("on"))
 	require.Equal(t, int64(1811862000), o.moment("at").Unix())
-	require.Equal(t, "b", o.objects("rows")[0].text("a"))
+	require.Equal(t, "b", o.objects("rows", 1)[0].text("a"))
 	require.NoError(t, o.err())
+}
+
+func TestArraysAreReadUpToTheirBounds(t *testing.T) {
+	o, err := parseObject([]byte(`{"rows": [{}, {}, {}], "names": [` + strings.Repeat(`"",`, maxTexts) + `""], "few": ["` + strings.Repeat(`","`, maxTexts-1) + `"], "none": [], "text": "[]", "odd": [1]}`))
+	require.NoError(t, err)
+	require.Nil(t, o.texts("names"))
+	require.Len(t, o.texts("few"), maxTexts)
+	require.Empty(t, o.objects("rows", 2))
+	require.Equal(t, []string{}, o.texts("none"))
+	require.Empty(t, o.objects("none", 2))
+	require.Nil(t, o.texts("text"))
+	require.Empty(t, o.objects("odd", 2))
+	failed := map[string]fault.Code{}
+	for _, f := range *o.failed {
+		failed[f.Param] = f.Code
+	}
+	require.Equal(t, map[string]fault.Code{"names": fault.OutOfRange, "rows": fault.OutOfRange, "text": fault.InvalidFormat, "odd[0]": fault.InvalidFormat}, failed)
+}
+
+// A body of the largest size is millions of objects, or of fields. They take hundreds of times its size, so they are not made.
+func TestABodyOfMillionsTakesLittleMemory(t *testing.T) {
+	var fields strings.Builder
+	for i := 0; fields.Len() < maxBulkBodyBytes-20; i++ {
+		fmt.Fprintf(&fields, `"%x":0,`, i)
+	}
+	for _, body := range []string{`{"locations":[` + strings.Repeat("{},", maxBulkBodyBytes/3) + `{}]}`, "{" + fields.String() + `"last":0}`} {
+		raw := []byte(body)
+		made := testing.Benchmark(func(b *testing.B) {
+			for b.Loop() {
+				o, err := parseObject(raw)
+				require.NoError(b, err)
+				o.objects("locations", 10_000)
+				require.Error(b, o.err())
+			}
+		})
+		require.Less(t, made.AllocedBytesPerOp(), int64(8*len(raw)))
+	}
 }
 
 func FuzzParseObject(f *testing.F) {
@@ -72,7 +111,7 @@ func FuzzParseObject(f *testing.F) {
 			return
 		}
 		require.NoError(t, json.Unmarshal(raw, &all), "what is accepted is JSON")
-		require.Len(t, o.fields, len(all), "no field is lost")
+		require.Len(t, o.fields, min(len(all), maxFields), "no field is lost")
 		for name := range all {
 			o.text(name)
 			o.integer(name)
@@ -82,7 +121,7 @@ func FuzzParseObject(f *testing.F) {
 			if inner := o.object(name); inner != nil {
 				inner.refuseUnknown()
 			}
-			for _, inner := range o.objects(name) {
+			for _, inner := range o.objects(name, 3) {
 				inner.refuseUnknown()
 			}
 		}

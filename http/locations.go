@@ -176,7 +176,7 @@ func (s *Server) importLocations(c *call) error {
 		return err
 	}
 	cmd := commands.ImportLocations{Caller: caller}
-	for _, row := range o.objects("locations") {
+	for _, row := range o.objects("locations", commands.MaxImport) {
 		cmd.Locations = append(cmd.Locations, commands.ImportedLocation{ExternalID: row.text("externalId"), Details: readDetails(row)})
 		row.refuseUnknown()
 	}
