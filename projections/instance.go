@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -68,9 +67,10 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 	i.runner.metrics.position.WithLabelValues(i.projection.Name).Set(float64(lead.at().Commit))
 	i.log.Debug("the projection leads", "position", lead.at().Commit)
 
-	// It sees all events and not only those that it follows, because others wait until it has passed any position (a filtered subscription tells of
-	// those in between only now and then).
+	// Others wait until it has passed any position, that of an event which it does not follow too. Such events move the checkpoint soon and not at once: it
+	// would be a transaction more for each event and projection, just when others wait for theirs.
 	subscriber := eventstore.NewSubscriber(i.runner.config.Store, eventstore.SubscriberConfig{
+		Types: i.projection.Types, FilterHere: true,
 		Checkpoint: func(context.Context) (event.Position, error) { return lead.at(), nil },
 		OnCaughtUp: func() {
 			if err := lead.caughtUp(ctx); err != nil {
@@ -88,7 +88,6 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 	}
 	check := time.NewTicker(leadCheckEvery)
 	defer check.Stop()
-	var pass <-chan time.Time
 	for {
 		select {
 		case page, open := <-pages:
@@ -102,15 +101,6 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 				return errLeadLost
 			case <-ctx.Done():
 				return ctx.Err()
-			}
-		case <-lead.behind:
-			if pass == nil {
-				pass = time.After(passEvery)
-			}
-		case <-pass:
-			pass = nil
-			if err := lead.pass(ctx); err != nil {
-				return err
 			}
 		case <-check.C:
 			lead.check(ctx)
@@ -129,10 +119,6 @@ func (i *instance) handle(msg *message.Message) error {
 	if !ok {
 		return errors.New("a message without a lead")
 	}
-	page.Events = i.followed(page.Events)
-	if len(page.Events) == 0 {
-		return lead.passed(page.Through)
-	}
 	name, m := i.projection.Name, i.runner.metrics
 	began := time.Now()
 	applied, err := lead.apply(msg.Context(), page)
@@ -147,19 +133,4 @@ func (i *instance) handle(msg *message.Message) error {
 	}
 	m.seconds.WithLabelValues(name).Observe(time.Since(began).Seconds())
 	return nil
-}
-
-// followed are the events that the projection follows. They are copied if they are not all: a page that is refused comes again as it was.
-func (i *instance) followed(events []event.Recorded) []event.Recorded {
-	follows := func(e event.Recorded) bool { return slices.Contains(i.projection.Types, e.Type) }
-	if !slices.ContainsFunc(events, func(e event.Recorded) bool { return !follows(e) }) {
-		return events
-	}
-	var mine []event.Recorded
-	for _, e := range events {
-		if follows(e) {
-			mine = append(mine, e)
-		}
-	}
-	return mine
 }

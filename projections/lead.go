@@ -23,9 +23,6 @@ const (
 	// standbyEvery is how often an instance that stands by asks for the lead. It asks instead of waiting in the server, because a waiting
 	// statement holds back the server's clean-up of dead rows.
 	standbyEvery = 500 * time.Millisecond
-	// passEvery is how long after an event that the projection does not follow its checkpoint moves past it, with all that came since. Nobody who waits for
-	// a write waits for that; at once it would be a transaction more for each event and projection, just when others wait for theirs.
-	passEvery = 100 * time.Millisecond
 	// pageTimeout bounds one page's transaction.
 	pageTimeout = 60 * time.Second
 	// noteTimeout bounds the writing of a note for operators (caught up, failing).
@@ -43,14 +40,11 @@ var errLeadLost = errors.New("the database connection broke")
 type lead struct {
 	projection Projection
 	lost       chan struct{}
-	// behind holds a token when passed was told of a position that is not written yet.
-	behind chan struct{}
 
 	mu       sync.Mutex // the connection does one thing at a time
 	conn     *pgx.Conn
 	isLost   bool
 	position event.Position // the checkpoint
-	seen     event.Position // up to here there is nothing left to apply
 }
 
 // takeLead waits until this instance is the one to run the projection.
@@ -66,7 +60,7 @@ func takeLead(ctx context.Context, pool *pgxpool.Pool, p Projection) (*lead, err
 	if err != nil {
 		return nil, err
 	}
-	l := &lead{projection: p, conn: conn, lost: make(chan struct{}), behind: make(chan struct{}, 1)}
+	l := &lead{projection: p, conn: conn, lost: make(chan struct{})}
 	for {
 		led, err := l.try(ctx)
 		if err != nil {
@@ -157,40 +151,6 @@ func (l *lead) apply(ctx context.Context, page eventstore.Page) (applied int, er
 			l.projection.Name, truncated(err.Error()))
 	}
 	return applied, err
-}
-
-// passed takes note that the projection has nothing to do up to a position. The checkpoint moves there soon.
-func (l *lead) passed(through event.Position) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isLost {
-		return errLeadLost
-	}
-	if l.seen.Before(through) {
-		l.seen = through
-	}
-	select {
-	case l.behind <- struct{}{}:
-	default:
-	}
-	return nil
-}
-
-// pass moves the checkpoint to what was passed meanwhile.
-func (l *lead) pass(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isLost {
-		return errLeadLost
-	}
-	if !l.position.Before(l.seen) {
-		return nil
-	}
-	err := l.write(ctx, eventstore.Page{Through: l.seen})
-	if l.conn.IsClosed() {
-		l.lose()
-	}
-	return err
 }
 
 // write is the one place where rows are written: rows, checkpoint and notification in one round trip, which is one transaction.

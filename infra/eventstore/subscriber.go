@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,7 +29,7 @@ const (
 	// searchWindow is after how many events that a filter leaves out the server says how far it looked.
 	searchWindow = 256
 	// emptyPageEvery is how often at most a page without events is given out while the store is busy with other events.
-	emptyPageEvery = time.Second
+	emptyPageEvery = 100 * time.Millisecond
 	// checkpointTimeout bounds one call of SubscriberConfig.Checkpoint.
 	checkpointTimeout = 5 * time.Second
 )
@@ -62,6 +63,9 @@ func PageOf(msg *message.Message) Page {
 type SubscriberConfig struct {
 	// Types are the event types to give out, versions included, by their exact names; empty is all but the store's own.
 	Types []string
+	// FilterHere has the server send all events, and leaves out here those of other types. A server that leaves them out says how far it looked only now
+	// and then; so the position is never more than 100 ms behind, at the price of the bytes.
+	FilterHere bool
 	// Checkpoint tells the position that everything up to was handled; the zero position is the start, and so is a nil func. It is asked at the
 	// start, and again when a page was refused: what it says was handled by then (by a transaction whose answer was lost, or by another
 	// process) is not given out again.
@@ -266,7 +270,11 @@ func (s *subscription) receive(ctx context.Context, in *intake) error {
 			case got.SubscriptionDropped != nil:
 				return struct{}{}, got.SubscriptionDropped.Error
 			case got.EventAppeared != nil:
-				err = in.event(ctx, decoder.recorded(got.EventAppeared.OriginalEvent()))
+				if e := got.EventAppeared.OriginalEvent(); s.wanted(e) {
+					err = in.event(ctx, decoder.recorded(e))
+				} else {
+					in.moved(event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare})
+				}
 			case got.CheckPointReached != nil:
 				in.moved(event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare})
 			case got.CaughtUp != nil:
@@ -280,9 +288,13 @@ func (s *subscription) receive(ctx context.Context, in *intake) error {
 	return err
 }
 
+func (s *subscription) wanted(e *esdb.RecordedEvent) bool {
+	return !s.config.FilterHere || len(s.config.Types) == 0 || slices.Contains(s.config.Types, e.EventType)
+}
+
 func (s *subscription) options() esdb.SubscribeToAllOptions {
 	filter := esdb.ExcludeSystemEventsFilter()
-	if len(s.config.Types) > 0 {
+	if len(s.config.Types) > 0 && !s.config.FilterHere {
 		names := make([]string, len(s.config.Types))
 		for i, t := range s.config.Types {
 			names[i] = regexp.QuoteMeta(t)
