@@ -68,7 +68,7 @@ func newWorld(t testing.TB) *world {
 }
 
 // applicationName tells the workers' database connections from others.
-const applicationName = "musique workers"
+const applicationName = "musique-workers"
 
 // cut ends all database connections of the workers.
 func (w *world) cut(t testing.TB) {
