@@ -35,6 +35,7 @@ func bearer(h http.Header) string {
 
 // servePartner lets in who may use the route, and handles the request.
 func (s *Server) servePartner(c *call) error {
+	c.documented = true
 	switch c.route.access {
 	case byAnyone:
 	case byDevice:
@@ -57,6 +58,7 @@ func (s *Server) servePartner(c *call) error {
 
 // lostPartner answers a request for what is not there. A caller that says who it is, is counted and told its limits all the same.
 func (s *Server) lostPartner(c *call, lost error) error {
+	c.documented = true
 	if presentedToken(c.r.Header) != "" {
 		if err := c.authenticate(); fault.CodeOf(err) == fault.RateLimitExceeded {
 			return err

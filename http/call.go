@@ -28,6 +28,8 @@ type call struct {
 	from   netip.Addr // the caller's address
 	route  *route     // nil for a path that is not ours
 	code   fault.Code // of the error that was answered; "" for a success
+	// documented says that the caller can read about errors where it asked: on the partners' address.
+	documented bool
 
 	caller  tokens.Caller // the zero Caller until it is known
 	device  tokens.Device // of a player

@@ -60,6 +60,7 @@ type errorBody struct {
 	Message    string         `json:"message"`
 	Type       string         `json:"type"`
 	RequestID  string         `json:"request_id"`
+	DocURL     string         `json:"doc_url,omitempty"`
 	Param      string         `json:"param,omitempty"`
 	Details    map[string]any `json:"details,omitempty"`
 	RetryAfter int64          `json:"retryAfter,omitempty"`
@@ -103,6 +104,9 @@ func (c *call) fail(err error) {
 		as.status = told.Status
 	}
 	body := errorBody{Code: told.Code, Message: told.Message, Type: as.kind, RequestID: c.id, Param: told.Param, Details: details(told)}
+	if c.documented {
+		body.DocURL = c.server.baseURL(c.r).String() + errorDocs(told.Code)
+	}
 	if told.Code == fault.RateLimitExceeded || told.Code == fault.QuotaExceeded || told.Code == fault.ServiceUnavailable {
 		body.RetryAfter = retrySeconds(told.RetryAfter)
 		c.w.Header().Set("Retry-After", strconv.FormatInt(body.RetryAfter, 10))

@@ -51,7 +51,9 @@ type route struct {
 	timeout time.Duration // of the work on it; 0 is requestTimeout, negative is none
 	// evenInOutage answers also while it cannot be found out who is asking.
 	evenInOutage bool
-	handle       func(*call) error
+	// outside is not in the OpenAPI document: it is reached by URLs that answers give, or is the document itself and what explains it.
+	outside bool
+	handle  func(*call) error
 }
 
 func (r *route) bodyLimit() int64 {
@@ -108,10 +110,15 @@ func (s *Server) routes() []*route {
 		{operation: "ListLogs", method: get, paths: at(v1+"/logs", first+"/logs"), scope: "logs.read", handle: s.listLogs},
 		{operation: "GetLimits", method: get, paths: at(v1+"/limits", first+"/limits"), handle: s.limits},
 
-		{operation: "GetMedia", method: get, paths: at("/media/{key:.+}"), access: byAnyone, timeout: mediaTimeout, handle: s.media},
+		{operation: "GetMedia", method: get, paths: at("/media/{key:.+}"), access: byAnyone, timeout: mediaTimeout, outside: true, handle: s.media},
 
 		{operation: "PlayerStream", method: get, paths: at(player + "/stream"), access: byDevice, timeout: -1, handle: s.playerStream},
 		{operation: "ReportPlayback", method: post, paths: at(player + "/deliveries/{deliveryId}"), access: byDevice, handle: s.reportPlayback},
+
+		{operation: "GetDocument", method: get, paths: at("/openapi.json"), access: byAnyone, outside: true, handle: s.openapi},
+		{operation: "GetReference", method: get, paths: at(docsPath, docsPath+"/"), access: byAnyone, outside: true, handle: s.referencePage},
+		{operation: "GetReferenceAsset", method: get, paths: at(docsPath + "/assets/{asset}"), access: byAnyone, outside: true, handle: s.referenceAsset},
+		{operation: "GetGuide", method: get, paths: at(docsPath + "/{page}"), access: byAnyone, outside: true, handle: s.guidePage},
 	}
 }
 
@@ -152,7 +159,7 @@ func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*
 	return router
 }
 
-var errNoPath = fault.New(fault.NotFound, "There is no such path; see the API reference.")
+var errNoPath = fault.New(fault.NotFound, "There is no such path; see the API reference at /docs.")
 
 // allowedAt are those of the methods that the request's path can be asked with.
 func allowedAt(router *mux.Router, r *http.Request, methods []string) []string {

@@ -77,6 +77,8 @@ type Server struct {
 	log            *slog.Logger
 	now            func() time.Time
 
+	reference *reference
+
 	metrics *metrics
 	usage   *usageRecorder
 	streams *streams
@@ -96,6 +98,10 @@ func New(config Config) (*Server, error) {
 	if _, ok := config.Plans[company.Standard]; !ok {
 		return nil, fmt.Errorf("httpapi: there is no plan %s", company.Standard)
 	}
+	reference, err := newReference((*Server)(nil).routes())
+	if err != nil {
+		return nil, err
+	}
 	metrics, err := newMetrics(config.Registry)
 	if err != nil {
 		return nil, err
@@ -103,7 +109,7 @@ func New(config Config) (*Server, error) {
 	s := &Server{
 		commands: config.Commands, reads: config.Reads, pool: config.Pool, store: config.Store, inbox: config.Inbox, blobs: config.Blobs, signer: blobs.NewSigner(config.Keys.SigningKeys("media")), keys: config.Keys, plans: config.Plans, checks: config.Checks,
 		version: config.Version, opsToken: config.OpsToken, trustForwarded: config.TrustForwarded, spoolDir: config.SpoolDir,
-		registry: config.Registry, log: config.Log, now: config.Now, metrics: metrics, streams: newStreams(), drained: make(chan struct{}),
+		registry: config.Registry, log: config.Log, now: config.Now, reference: reference, metrics: metrics, streams: newStreams(), drained: make(chan struct{}),
 	}
 	if s.now == nil {
 		s.now = time.Now

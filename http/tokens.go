@@ -81,6 +81,9 @@ func readIssueToken(c *call) (commands.IssueToken, error) {
 
 // testToken tells the caller who it is.
 func (s *Server) testToken(c *call) error {
+	if _, err := c.partner(); err != nil { // an Idempotency-Key that is none is told here too
+		return err
+	}
 	o, err := c.readOptionalObject()
 	if err != nil {
 		return err

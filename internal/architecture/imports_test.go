@@ -24,10 +24,11 @@ var allowed = map[string][]string{
 	"commands":    {"domain", "infra"},
 	"projections": {"domain", "infra"},
 	"workers":     {"commands", "projections", "domain", "infra"},
-	"http":        {"commands", "projections", "domain", "infra"},
+	"http":        {"commands", "projections", "domain", "infra", "docs"},
 	"infra":       {"domain/event"},
 	"player":      {"domain"},
 	"samples":     nil,
+	"docs":        nil,
 	"cmd":         {"commands", "projections", "workers", "http", "infra", "domain", "player", "samples"},
 }
 

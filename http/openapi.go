@@ -1,0 +1,482 @@
+package httpapi
+
+import (
+	"bytes"
+	"cmp"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/musique/musique/domain/fault"
+)
+
+// The OpenAPI document is made of the route table and of words. From the table come the paths, the methods, who may ask, and the errors that follow from
+// that; the words, in openapi/*.yaml, are what no table says. A route without words, or words without a route, is an error, and no server starts with it.
+
+//go:embed openapi/*.yaml
+var openapiFiles embed.FS
+
+// openapiWords are what the files say.
+type openapiWords struct {
+	about struct {
+		Info         any `yaml:"info"`
+		ExternalDocs any `yaml:"externalDocs"`
+		Servers      any `yaml:"servers"`
+		Tags         any `yaml:"tags"`
+	}
+	components map[string]node
+	operations map[string]*describedOperation
+	// errors are an example of each code; that of a code's second status is called code_status.
+	errors map[string]node
+}
+
+// node is a JSON object of the document.
+type node = map[string]any
+
+// describedOperation is what operations.yaml says of a route.
+type describedOperation struct {
+	Tag         string           `yaml:"tag"`
+	Summary     string           `yaml:"summary"`
+	Description string           `yaml:"description"`
+	Parameters  []any            `yaml:"parameters"` // each the name of a component, or a parameter
+	Body        *describedBody   `yaml:"body"`       // as JSON
+	Form        *describedBody   `yaml:"form"`       // as multipart/form-data
+	Success     *describedAnswer `yaml:"success"`
+	Stream      *describedStream `yaml:"stream"` // instead of Success
+	Errors      []fault.Code     `yaml:"errors"` // beyond those that follow from the route
+	// ChangesNothing marks a request that only asks, although its method is not GET.
+	ChangesNothing bool `yaml:"changesNothing"`
+}
+
+type describedBody struct {
+	Schema   string         `yaml:"schema"`
+	Optional bool           `yaml:"optional"`
+	Examples map[string]any `yaml:"examples"`
+}
+
+// describedAnswer is the answer that a caller hopes for.
+type describedAnswer struct {
+	Status  int    `yaml:"status"` // 0 is 200
+	Schema  string `yaml:"schema"` // of what stands under `data`, or of one item of it
+	List    bool   `yaml:"list"`
+	Example any    `yaml:"example"`
+}
+
+type describedStream struct {
+	Description string `yaml:"description"`
+	Example     string `yaml:"example"`
+}
+
+func readOpenAPIWords() (*openapiWords, error) {
+	words := &openapiWords{}
+	for name, into := range map[string]any{"info": &words.about, "components": &words.components, "operations": &words.operations, "errors": &words.errors} {
+		raw, err := openapiFiles.ReadFile("openapi/" + name + ".yaml")
+		if err != nil {
+			return nil, err
+		}
+		decoder := yaml.NewDecoder(bytes.NewReader(raw))
+		decoder.KnownFields(true)
+		if err := decoder.Decode(into); err != nil {
+			return nil, fmt.Errorf("openapi/%s.yaml: %w", name, err)
+		}
+	}
+	return words, nil
+}
+
+// openapiDocument assembles the document of the routes.
+func openapiDocument(routes []*route) ([]byte, error) {
+	words, err := readOpenAPIWords()
+	if err != nil {
+		return nil, err
+	}
+	a := &assembly{words: words, responses: node{}, used: map[string]bool{}}
+	for _, r := range routes {
+		if r.outside {
+			continue
+		}
+		if err := a.add(r); err != nil {
+			return nil, fmt.Errorf("openapi: %s: %w", r.operation, err)
+		}
+	}
+	for name := range words.operations {
+		if !a.used[name] {
+			return nil, fmt.Errorf("openapi: %s is described, and there is no such route", name)
+		}
+	}
+	a.responses[a.errorsNamed(http.StatusMethodNotAllowed, []fault.Code{fault.MethodNotAllowed})] = a.refusal(http.StatusMethodNotAllowed, []fault.Code{fault.MethodNotAllowed}, true)
+	components := words.components
+	components["responses"], components["examples"] = a.responses, a.errorExamples()
+	return encodeJSON(inOrder{
+		{"openapi", "3.1.0"}, {"info", words.about.Info}, {"externalDocs", words.about.ExternalDocs}, {"servers", words.about.Servers}, {"tags", words.about.Tags},
+		{"paths", a.paths}, {"components", components},
+	})
+}
+
+// assembly is a document in the making.
+type assembly struct {
+	words     *openapiWords
+	paths     inOrder // in the order of the routes
+	responses node    // those of errors, which many operations share
+	used      map[string]bool
+}
+
+// add adds an operation at each of its paths.
+func (a *assembly) add(r *route) error {
+	op := a.words.operations[r.operation]
+	if op == nil {
+		return fmt.Errorf("nothing describes it")
+	}
+	a.used[r.operation] = true
+	for i, path := range r.paths {
+		described, err := a.operation(r, op, i)
+		if err != nil {
+			return err
+		}
+		template := pathTemplate(path)
+		at := slices.IndexFunc(a.paths, func(m member) bool { return m.name == template })
+		if at < 0 {
+			at, a.paths = len(a.paths), append(a.paths, member{template, node{}})
+		}
+		a.paths[at].value.(node)[strings.ToLower(r.method)] = described //nolint:forcetypeassert // added above
+	}
+	return nil
+}
+
+var pathPattern = regexp.MustCompile(`\{([^:}]+):[^}]+\}`)
+
+// pathTemplate is a route's path as OpenAPI writes it: without the patterns of its variables, which the parameters' schemas have.
+func pathTemplate(path string) string { return pathPattern.ReplaceAllString(path, "{$1}") }
+
+var pathVariable = regexp.MustCompile(`\{([^}]+)\}`)
+
+// operation describes a route at one of its paths.
+func (a *assembly) operation(r *route, op *describedOperation, at int) (node, error) {
+	parameters, err := a.parameters(r, op, at)
+	if err != nil {
+		return nil, err
+	}
+	said := []string{strings.TrimSpace(op.Description)}
+	if r.scope != "" {
+		said = append(said, "Needs the permission `"+r.scope+"`.")
+	}
+	out := node{"operationId": r.operation, "tags": []string{op.Tag}, "summary": op.Summary, "security": securityOf(r)}
+	if at > 0 {
+		out["operationId"] = r.operation + "_" + strconv.Itoa(at+1)
+		out["x-alias-of"] = r.operation
+		said = append(said, "The same as `"+r.method+" "+pathTemplate(r.paths[0])+"`, which is the one to write new code against.")
+	}
+	if text := strings.TrimSpace(strings.Join(said, "\n\n")); text != "" {
+		out["description"] = text
+	}
+	if len(parameters) > 0 {
+		out["parameters"] = parameters
+	}
+	if body := op.requestBody(); body != nil {
+		out["requestBody"] = body
+	}
+	responses := node{}
+	status, answer, err := a.answer(r, op)
+	if err != nil {
+		return nil, err
+	}
+	responses[strconv.Itoa(status)] = answer
+	for status, codes := range op.refusals(r) {
+		name := a.errorsNamed(status, codes)
+		if r.access != byToken {
+			name += "Unmetered"
+		}
+		a.responses[name] = a.refusal(status, codes, r.access == byToken)
+		responses[strconv.Itoa(status)] = node{"$ref": "#/components/responses/" + name}
+	}
+	out["responses"] = responses
+	return out, nil
+}
+
+func securityOf(r *route) []node {
+	switch r.access {
+	case byToken:
+		roles := []string{} // OpenAPI 3.1 §4.8.30: what the caller must be allowed, for schemes that are not OAuth too
+		if r.scope != "" {
+			roles = append(roles, r.scope)
+		}
+		return []node{{"apiKey": roles}}
+	case byDevice:
+		return []node{{"deviceToken": []string{}}}
+	default:
+		return []node{}
+	}
+}
+
+// parameters are those of the words, and the Idempotency-Key that each POST takes.
+func (a *assembly) parameters(r *route, op *describedOperation, at int) (all []any, err error) {
+	inPath := map[string]bool{}
+	for _, p := range op.Parameters {
+		described, named := p.(node)
+		if name, ok := p.(string); ok {
+			component, ok := a.words.components["parameters"][name].(node)
+			if !ok {
+				return nil, fmt.Errorf("there is no parameter %s", name)
+			}
+			described, p = component, node{"$ref": "#/components/parameters/" + name}
+		} else if !named {
+			return nil, fmt.Errorf("%v is no parameter", p)
+		}
+		if described["in"] == "path" {
+			inPath[fmt.Sprint(described["name"])] = true
+		}
+		all = append(all, p)
+	}
+	variables := pathVariable.FindAllStringSubmatch(pathTemplate(r.paths[at]), -1)
+	for _, v := range variables {
+		if !inPath[v[1]] {
+			return nil, fmt.Errorf("the variable %s of %s is not described", v[1], r.paths[at])
+		}
+	}
+	if len(variables) != len(inPath) {
+		return nil, fmt.Errorf("a parameter in the path is described that %s does not have", r.paths[at])
+	}
+	if r.method == http.MethodPost {
+		all = append(all, node{"$ref": "#/components/parameters/IdempotencyKey"})
+	}
+	return all, nil
+}
+
+func (op *describedOperation) requestBody() node {
+	body, kind := op.Body, "application/json"
+	if op.Form != nil {
+		body, kind = op.Form, "multipart/form-data"
+	}
+	if body == nil {
+		return nil
+	}
+	examples := node{}
+	for name, value := range body.Examples {
+		examples[name] = node{"value": value}
+	}
+	media := node{"schema": schemaRef(body.Schema), "examples": examples}
+	return node{"required": !body.Optional, "content": node{kind: media}}
+}
+
+func schemaRef(name string) node { return node{"$ref": "#/components/schemas/" + name} }
+
+// answer describes the success.
+func (a *assembly) answer(r *route, op *describedOperation) (status int, described node, err error) {
+	headers := responseHeaders("X-Request-Id")
+	if r.access == byToken {
+		maps.Copy(headers, responseHeaders(rateHeaders...))
+	}
+	switch {
+	case op.Stream != nil:
+		return http.StatusOK, node{
+			"description": op.Stream.Description, "headers": headers,
+			"content": node{"text/event-stream": node{"schema": node{"type": "string"}, "example": op.Stream.Example}},
+		}, nil
+	case op.Success == nil:
+		return 0, nil, fmt.Errorf("its answer is not described")
+	}
+	if r.method == http.MethodPost && !op.ChangesNothing && r.access != byDevice {
+		maps.Copy(headers, responseHeaders("Idempotency-Replayed"))
+	}
+	if slices.Contains(op.Parameters, any("Cursor")) {
+		maps.Copy(headers, responseHeaders("Link"))
+	}
+	schema, example := a.envelopeOf(op.Success)
+	status = cmp.Or(op.Success.Status, http.StatusOK)
+	return status, node{
+		"description": http.StatusText(status) + ".", "headers": headers,
+		"content": node{"application/json": node{"schema": schema, "example": example}},
+	}, nil
+}
+
+// exampleTime is the time of all examples.
+const exampleTime = "2026-11-24T09:00:00Z"
+
+// envelopeOf is the schema of an answer, which has a name, and an example.
+func (a *assembly) envelopeOf(s *describedAnswer) (schema, example node) {
+	name, required := s.Schema+"Answer", []string{"data", "timestamp"}
+	properties := node{"data": schemaRef(s.Schema), "timestamp": schemaRef("Timestamp")}
+	example = node{"data": s.Example, "timestamp": exampleTime}
+	if s.List {
+		name, required = s.Schema+"Page", append(required, "pagination")
+		properties["data"], properties["pagination"] = node{"type": "array", "items": schemaRef(s.Schema)}, schemaRef("Pagination")
+		example["pagination"] = node{"limit": defaultPage, "hasMore": false, "nextCursor": nil}
+	}
+	a.words.components["schemas"][name] = node{"type": "object", "required": required, "additionalProperties": false, "properties": properties}
+	return schemaRef(name), example
+}
+
+// refusals are the errors that an operation can answer, by status.
+func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
+	all := map[int][]fault.Code{}
+	at := func(status int, codes ...fault.Code) {
+		all[status] = append(all[status], codes...)
+		slices.Sort(all[status])
+		all[status] = slices.Compact(all[status])
+	}
+	usual := func(codes ...fault.Code) {
+		for _, code := range codes {
+			at(answers[code].status, code)
+		}
+	}
+	usual(fault.Internal, fault.ServiceUnavailable)
+	switch r.access {
+	case byToken:
+		usual(fault.InvalidToken, fault.ExpiredToken, fault.RateLimitExceeded)
+	case byDevice:
+		usual(fault.InvalidToken)
+	case byAnyone:
+	}
+	if r.scope != "" {
+		usual(fault.InsufficientScope)
+	}
+	if pathVariable.MatchString(r.paths[0]) {
+		usual(fault.NotFound)
+	}
+	if op.Success != nil && op.Success.List { // a list knows its parameters, and refuses others
+		usual(fault.InvalidFormat)
+	}
+	if op.hasQuery() || r.method == http.MethodPost { // of a query, or of the Idempotency-Key
+		usual(fault.InvalidFormat, fault.OutOfRange)
+	}
+	if op.Stream != nil { // of Last-Event-ID
+		usual(fault.InvalidFormat)
+	}
+	if r.method != http.MethodGet && !op.ChangesNothing {
+		usual(fault.Conflict)
+	}
+	if body := cmp.Or(op.Body, op.Form); body != nil {
+		usual(fault.InvalidFormat, fault.OutOfRange)
+		if !body.Optional {
+			usual(fault.MissingField)
+		}
+		at(http.StatusRequestEntityTooLarge, fault.OutOfRange)
+		at(http.StatusUnsupportedMediaType, fault.InvalidFormat)
+	}
+	usual(op.Errors...)
+	return all
+}
+
+func (op *describedOperation) hasQuery() bool {
+	return slices.ContainsFunc(op.Parameters, func(p any) bool {
+		described, ok := p.(node)
+		return p == any("Limit") || p == any("Cursor") || ok && described["in"] == "query"
+	})
+}
+
+// errorsNamed is what an answer with these codes is called in the document.
+func (a *assembly) errorsNamed(status int, codes []fault.Code) string {
+	var name strings.Builder
+	for _, code := range codes {
+		for word := range strings.SplitSeq(string(code), "_") {
+			name.WriteString(strings.ToUpper(word[:1]) + word[1:])
+		}
+	}
+	if answers[codes[0]].status != status {
+		name.WriteString(strconv.Itoa(status))
+	}
+	return name.String()
+}
+
+// refusal describes an answer that is one of the errors.
+func (a *assembly) refusal(status int, codes []fault.Code, metered bool) node {
+	headers, examples := responseHeaders("X-Request-Id"), node{}
+	if metered {
+		maps.Copy(headers, responseHeaders(rateHeaders...))
+	}
+	switch status {
+	case http.StatusUnauthorized:
+		maps.Copy(headers, responseHeaders("WWW-Authenticate"))
+	case http.StatusMethodNotAllowed:
+		maps.Copy(headers, responseHeaders("Allow"))
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		maps.Copy(headers, responseHeaders("Retry-After"))
+	}
+	told := make([]string, len(codes))
+	for i, code := range codes {
+		told[i] = "`" + string(code) + "`"
+		examples[string(code)] = node{"$ref": "#/components/examples/" + a.exampleNamed(status, code)}
+	}
+	one := node{"type": "object", "properties": node{"error": node{"type": "object", "properties": node{"code": node{"enum": codes}}}}}
+	return node{
+		"description": http.StatusText(status) + ": " + strings.Join(told, ", ") + ".", "headers": headers,
+		"content": node{"application/json": node{"schema": node{"allOf": []node{schemaRef("Error"), one}}, "examples": examples}},
+	}
+}
+
+func (a *assembly) exampleNamed(status int, code fault.Code) string {
+	if answers[code].status == status {
+		return string(code)
+	}
+	return string(code) + "_" + strconv.Itoa(status)
+}
+
+// errorExamples are the examples of errors as callers see them.
+func (a *assembly) errorExamples() node {
+	all := node{}
+	for name, said := range a.words.errors {
+		code, _, _ := strings.Cut(name, "_4") // the second status
+		body := node{"code": code, "type": answers[fault.Code(code)].kind, "request_id": "req_696251f8015645529fe97b16032debb0", "doc_url": "https://api.musique.app" + errorDocs(fault.Code(code))}
+		maps.Copy(body, said)
+		all[name] = node{"value": node{"error": body, "timestamp": exampleTime}}
+	}
+	return all
+}
+
+// rateHeaders are on each answer to a token that is accepted.
+var rateHeaders = []string{"X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit", "RateLimit-Policy"}
+
+// responseHeaders refers to headers, whose components are called as they are without the dashes.
+func responseHeaders(names ...string) node {
+	all := node{}
+	for _, name := range names {
+		all[name] = node{"$ref": "#/components/headers/" + strings.ReplaceAll(name, "-", "")}
+	}
+	return all
+}
+
+// inOrder is a JSON object whose members keep their order.
+type inOrder []member
+
+type member struct {
+	name  string
+	value any
+}
+
+// MarshalJSON implements json.Marshaler.
+func (o inOrder) MarshalJSON() ([]byte, error) {
+	out := []byte{'{'}
+	for i, m := range o {
+		name, err := encodeJSON(m.name)
+		if err != nil {
+			return nil, err
+		}
+		value, err := encodeJSON(m.value)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(append(append(out, name...), ':'), value...)
+	}
+	return append(out, '}'), nil
+}
+
+// encodeJSON writes JSON that people can read: <, > and & stay as they are.
+func encodeJSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}

@@ -1,0 +1,236 @@
+package httpapi
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	swaggerui "github.com/swaggest/swgui/v5/static"
+	"github.com/vearutop/statigz"
+	"github.com/yuin/goldmark"
+	"github.com/yuin/goldmark/ast"
+	"github.com/yuin/goldmark/extension"
+	"github.com/yuin/goldmark/parser"
+	"github.com/yuin/goldmark/renderer/html"
+	"github.com/yuin/goldmark/text"
+	"github.com/yuin/goldmark/util"
+
+	"github.com/musique/musique/docs"
+	"github.com/musique/musique/domain/fault"
+)
+
+//go:embed pages
+var pageFiles embed.FS
+
+const (
+	docsPath = "/docs"
+	// referencePolicy and guidePolicy let a page load what this server has, and nothing from elsewhere (Content Security Policy Level 3). The reference
+	// page's own program styles what it shows, and has pictures in its style sheet; what it asks goes to this server.
+	referencePolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	guidePolicy     = "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+// errorDocs is where a code is explained.
+func errorDocs(code fault.Code) string { return docsPath + "/errors#" + string(code) }
+
+// reference is what is published for those who write against the API: the OpenAPI document, a page that shows it, and the guides.
+type reference struct {
+	document published
+	page     published
+	guides   map[string]published
+	assets   map[string]published
+	ui       http.Handler // the files of Swagger UI
+}
+
+// published is a file that stays the same for as long as the process runs.
+type published struct {
+	kind   string
+	body   []byte
+	tag    string // ETag
+	policy string // Content-Security-Policy
+}
+
+func publish(kind string, body []byte, policy string) published {
+	sum := sha256.Sum256(body)
+	return published{kind, body, `"` + hex.EncodeToString(sum[:16]) + `"`, policy}
+}
+
+// page is what a page's template is given.
+type page struct {
+	Title, Current string
+	Guides         []guideLink
+	Body           template.HTML
+}
+
+type guideLink struct{ Name, Title string }
+
+func newReference(routes []*route) (*reference, error) {
+	document, err := openapiDocument(routes)
+	if err != nil {
+		return nil, err
+	}
+	r := &reference{document: publish("application/json", document, ""), guides: map[string]published{}, assets: map[string]published{}, ui: statigz.FileServer(swaggerui.FS)}
+	for name, kind := range map[string]string{"docs.css": "text/css; charset=utf-8", "reference.js": "text/javascript; charset=utf-8"} {
+		raw, err := pageFiles.ReadFile("pages/" + name)
+		if err != nil {
+			return nil, err
+		}
+		r.assets[name] = publish(kind, raw, "")
+	}
+	templates, err := template.ParseFS(pageFiles, "pages/*.html")
+	if err != nil {
+		return nil, err
+	}
+	render := func(name string, p page, policy string) (published, error) {
+		var b bytes.Buffer
+		err := templates.ExecuteTemplate(&b, name, p)
+		return publish("text/html; charset=utf-8", b.Bytes(), policy), err
+	}
+	guides, bodies := []guideLink{}, map[string]template.HTML{}
+	for _, name := range docs.Guides {
+		title, body, err := guide(name)
+		if err != nil {
+			return nil, fmt.Errorf("guide %s: %w", name, err)
+		}
+		guides, bodies[name] = append(guides, guideLink{name, title}), body
+	}
+	for _, g := range guides {
+		if r.guides[g.Name], err = render("guide.html", page{g.Title, g.Name, guides, bodies[g.Name]}, guidePolicy); err != nil {
+			return nil, err
+		}
+	}
+	if r.page, err = render("reference.html", page{Guides: guides}, referencePolicy); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// guide renders a guide. Its title is its first heading.
+func guide(name string) (title string, body template.HTML, err error) {
+	raw, err := fs.ReadFile(docs.Partners, "partners/"+name+".md")
+	if err != nil {
+		return "", "", err
+	}
+	markdown := goldmark.New(
+		goldmark.WithExtensions(extension.Table),
+		goldmark.WithParserOptions(parser.WithAutoHeadingID(), parser.WithASTTransformers(util.Prioritized(guideLinks{}, 0))),
+		goldmark.WithRendererOptions(html.WithXHTML()),
+	)
+	tree := markdown.Parser().Parse(text.NewReader(raw), parser.WithContext(parser.NewContext(parser.WithIDs(headingIDs{}))))
+	heading, ok := tree.FirstChild().(*ast.Heading)
+	if !ok {
+		return "", "", fmt.Errorf("it begins without a heading")
+	}
+	var b bytes.Buffer
+	if err := markdown.Renderer().Render(&b, raw, tree); err != nil {
+		return "", "", err
+	}
+	return string(heading.Lines().Value(raw)), template.HTML(b.String()), nil //nolint:gosec // Markdown of this repository, rendered without raw HTML
+}
+
+// headingIDs make the anchors of headings as GitHub makes them, so that a guide's links hold there too.
+type headingIDs map[string]bool
+
+// Generate implements parser.IDs.
+func (ids headingIDs) Generate(heading []byte, _ ast.NodeKind) []byte {
+	id := strings.Map(func(r rune) rune {
+		switch {
+		case r == ' ':
+			return '-'
+		case r == '-', r == '_', r >= '0' && r <= '9', r >= 'a' && r <= 'z', r > '~':
+			return r
+		}
+		return -1
+	}, strings.ToLower(string(heading)))
+	base := id
+	for n := 1; ids[id]; n++ {
+		id = fmt.Sprintf("%s-%d", base, n)
+	}
+	ids[id] = true
+	return []byte(id)
+}
+
+// Put implements parser.IDs.
+func (ids headingIDs) Put(id []byte) { ids[string(id)] = true }
+
+// guideLinks makes links between the files links between the pages.
+type guideLinks struct{}
+
+// Transform implements parser.ASTTransformer.
+func (guideLinks) Transform(tree *ast.Document, _ text.Reader, _ parser.Context) {
+	_ = ast.Walk(tree, func(n ast.Node, entering bool) (ast.WalkStatus, error) { // the function gives no error
+		if link, ok := n.(*ast.Link); ok && entering {
+			file, anchor, anchored := strings.Cut(string(link.Destination), "#")
+			if name, isGuide := strings.CutSuffix(file, ".md"); isGuide && slices.Contains(docs.Guides, name) {
+				to := docsPath + "/" + name
+				if anchored {
+					to += "#" + anchor
+				}
+				link.Destination = []byte(to)
+			}
+		}
+		return ast.WalkContinue, nil
+	})
+}
+
+// serve answers with a published file, or that the caller has it already (RFC 9110 §13).
+func (p published) serve(c *call) error {
+	h := c.w.Header()
+	h.Set("Content-Type", p.kind)
+	h.Set("ETag", p.tag)
+	h.Set("Cache-Control", "no-cache") // an update of the server shows at once
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	if p.policy != "" {
+		h.Set("Content-Security-Policy", p.policy)
+	}
+	http.ServeContent(c.w, c.r, "", time.Time{}, bytes.NewReader(p.body))
+	return nil
+}
+
+// openapi serves the OpenAPI document. Any page may read it (the Fetch standard §3.3): it holds nobody's data.
+func (s *Server) openapi(c *call) error {
+	c.w.Header().Set("Access-Control-Allow-Origin", "*")
+	return s.reference.document.serve(c)
+}
+
+// referencePage serves the page that shows the document.
+func (s *Server) referencePage(c *call) error {
+	c.w.Header().Set("Access-Control-Allow-Origin", "*")
+	return s.reference.page.serve(c)
+}
+
+// guidePage serves a guide.
+func (s *Server) guidePage(c *call) error {
+	found, ok := s.reference.guides[c.pathVar("page")]
+	if !ok {
+		return errNoPath
+	}
+	return found.serve(c)
+}
+
+// uiFiles are the files of Swagger UI that the reference page loads, as they are called when they are not compressed.
+var uiFiles = []string{"swagger-ui-bundle.js", "swagger-ui.css"}
+
+// referenceAsset serves what the pages load.
+func (s *Server) referenceAsset(c *call) error {
+	name := c.pathVar("asset")
+	if asset, ok := s.reference.assets[name]; ok {
+		return asset.serve(c)
+	}
+	if !slices.Contains(uiFiles, name) {
+		return errNoPath
+	}
+	c.w.Header().Set("Cache-Control", "no-cache")
+	c.w.Header().Set("X-Content-Type-Options", "nosniff")
+	http.StripPrefix(docsPath+"/assets", s.reference.ui).ServeHTTP(c.w, c.r)
+	return nil
+}
