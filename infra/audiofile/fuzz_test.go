@@ -67,7 +67,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		i := bytes.Index(b, []byte(at))
 		require.Positive(t, i)
 		copy(b[i+8:], bytes.Repeat([]byte{0xff}, 8)) // counts in the billions
-		requireRefused(t, b, name)
+		_ = requireRefused(t, b, name)
 		files[name+" with a huge "+at] = b
 	}
 	big := fixture(t, "mp3-vbr-no-header.mp3")

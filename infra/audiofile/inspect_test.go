@@ -154,7 +154,7 @@ func TestNotAudio(t *testing.T) {
 		"an Ogg page's magic":  append([]byte("OggS"), noise[:5000]...),
 		"an MP4's first box":   []byte("\x00\x00\x00\x10ftypM4A \x00\x00\x00\x00"),
 	} {
-		requireRefused(t, b, name)
+		_ = requireRefused(t, b, name)
 	}
 }
 
@@ -176,11 +176,11 @@ func TestDamagedMP3(t *testing.T) {
 		middle := len(b) / 2
 		text := []byte(strings.Repeat("garbage ", 1000))
 
-		requireRefused(t, splice(b, middle, middle, text), "8,000 bytes put in")
-		requireRefused(t, splice(b, middle, middle+5000, text[:5000]), "5,000 bytes written over")
-		requireRefused(t, append(bytes.Clone(b), text...), "text behind")
-		requireRefused(t, append(bytes.Clone(text), b...), "text in front")
-		requireRefused(t, append(bytes.Clone(b), 'x'), "a byte behind")
+		_ = requireRefused(t, splice(b, middle, middle, text), "8,000 bytes put in")
+		_ = requireRefused(t, splice(b, middle, middle+5000, text[:5000]), "5,000 bytes written over")
+		_ = requireRefused(t, append(bytes.Clone(b), text...), "text behind")
+		_ = requireRefused(t, append(bytes.Clone(text), b...), "text in front")
+		_ = requireRefused(t, append(bytes.Clone(b), 'x'), "a byte behind")
 	}
 	// A few bytes that an editor left behind cost a frame or two and not the upload.
 	whole, err := inspect(fixture(t, "mp3-vbr-no-header.mp3"))

@@ -95,7 +95,8 @@ func (h mp3Header) decodable(b []byte) bool {
 		return false
 	}
 	b = b[at : at+side]
-	bit, granules, scalefac, last := 0, 1, 9, 2
+	granules, scalefac, last := 1, 9, 2
+	var bit int
 	var reservoir uint32
 	if h.version == mpeg1 {
 		granules, scalefac, last = 2, 4, 3

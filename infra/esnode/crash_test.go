@@ -76,7 +76,7 @@ func (b *lockedBuffer) String() string {
 
 func startChild(t *testing.T, dir string) *child {
 	t.Helper()
-	c := &child{command: exec.Command(os.Args[0])} //nolint:noctx // it is killed by the test, and ends when its standard input does
+	c := &child{command: exec.Command(os.Args[0])} // it is killed by the test, and ends when its standard input does
 	c.command.Env = append(os.Environ(), childDir+"="+dir)
 	c.command.Stderr = &c.stderr
 	stdin, err := c.command.StdinPipe()
@@ -125,7 +125,7 @@ const maxBatch = 5
 func newAuthors(n int, seed uint64) []*author {
 	authors := make([]*author, n)
 	for i := range authors {
-		authors[i] = &author{stream: fmt.Sprintf("author-%d", i), random: rand.New(rand.NewPCG(seed, uint64(i)))} //nolint:gosec // not a secret
+		authors[i] = &author{stream: fmt.Sprintf("author-%d", i), random: rand.New(rand.NewPCG(seed, uint64(i)))}
 	}
 	return authors
 }
@@ -248,7 +248,7 @@ func TestKilledNodeLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	const rounds, writers, maxBatchesPerRound = 24, 8, 150
 	dir := t.TempDir()
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // not a secret
+	random := rand.New(rand.NewPCG(1, 2))
 	authors := newAuthors(writers, 3)
 	for round := range rounds {
 		if round%4 == 3 {
@@ -306,7 +306,7 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 	fs := vfs.NewCrashableMem()
 	node := startOn(t, fs)
 	authors := newAuthors(writers, 4)
-	random := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // not a secret
+	random := rand.New(rand.NewPCG(5, 6))
 	for failure := range failures {
 		reached, wait := writeUntilFailure(t, node.ConnectionString(), authors, batchesBetween)
 		<-reached

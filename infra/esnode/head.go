@@ -81,7 +81,7 @@ func storedHead(r pebble.Reader, stream string) (head, error) {
 	if err != nil {
 		return head{}, fmt.Errorf("head of %s: %w", stream, err)
 	}
-	defer closer.Close() //nolint:errcheck // see checkFormat
+	defer closer.Close()
 	if len(value) != headBytes {
 		return head{}, fmt.Errorf("head of %s has %d bytes", stream, len(value))
 	}

@@ -130,7 +130,7 @@ func eachPosition(r pebble.Reader, lower, upper []byte, backwards bool, visit fu
 	if err != nil {
 		return err
 	}
-	defer it.Close() //nolint:errcheck // its error is asked for below
+	defer it.Close() // its error is asked for below
 	first, next := it.First, it.Next
 	if backwards {
 		first, next = it.Last, it.Prev

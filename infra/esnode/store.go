@@ -177,7 +177,7 @@ func (s *store) checkFormat() error {
 	if err != nil {
 		return fmt.Errorf("read format: %w", err)
 	}
-	defer closer.Close() //nolint:errcheck // closing a value that was read cannot lose anything
+	defer closer.Close()
 	if len(value) != 1 || value[0] != formatVersion {
 		return fmt.Errorf("the event store has format %v, this program reads format %d", value, formatVersion)
 	}
@@ -240,7 +240,7 @@ func lastPosition(r pebble.Reader) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("find the last event: %w", err)
 	}
-	defer it.Close() //nolint:errcheck // its error is asked for below
+	defer it.Close() // its error is asked for below
 	if !it.Last() {
 		return 0, it.Error()
 	}
@@ -275,7 +275,7 @@ func eventAt(r pebble.Reader, position uint64) (*recorded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event at position %d: %w", position, err)
 	}
-	defer closer.Close() //nolint:errcheck // see checkFormat
+	defer closer.Close()
 	return decodeEvent(value)
 }
 
@@ -288,7 +288,7 @@ func positionOf(r pebble.Reader, stream string, revision uint64) (position uint6
 	if err != nil {
 		return 0, false, fmt.Errorf("revision %d of %s: %w", revision, stream, err)
 	}
-	defer closer.Close() //nolint:errcheck // see checkFormat
+	defer closer.Close()
 	return binary.BigEndian.Uint64(value), true, nil
 }
 

@@ -483,7 +483,7 @@ func eventMetadata(eventType, contentType string) map[string]string {
 
 func idKey(stream string, id uuid.UUID) []byte {
 	hash := fnv.New64a()
-	hash.Write([]byte(stream)) //nolint:errcheck // a hash never fails
+	hash.Write([]byte(stream))
 	key := append([]byte{prefixID}, id[:]...)
 	return binary.BigEndian.AppendUint64(key, hash.Sum64())
 }

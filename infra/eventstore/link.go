@@ -19,8 +19,7 @@ const (
 	connectPatience = 2 * time.Second
 	// probeTimeout bounds one try to reach the store.
 	probeTimeout = 2 * time.Second
-	// The pause between two tries doubles from reconnectMin to reconnectMax.
-	reconnectMin = 50 * time.Millisecond
+	// The pause between two tries doubles from backoffMin to reconnectMax.
 	reconnectMax = time.Second
 	// retireGrace is how long calls that began on a client that was replaced may still take.
 	retireGrace = readTimeout
@@ -325,7 +324,7 @@ func (l *link) connect() {
 		if failures == 0 {
 			l.log.Warn("the event store is away; trying until it is back", "error", err)
 		}
-		backoff(l.ctx, failures, reconnectMin, reconnectMax)
+		backoff(l.ctx, failures, reconnectMax)
 	}
 }
 

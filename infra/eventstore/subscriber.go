@@ -23,9 +23,9 @@ const (
 	defaultMaxPage = 2000
 	// maxPageBytes bounds the data of one page; the event that passes it is still in the page.
 	maxPageBytes = 8 << 20
-	// A page that was refused is given out again after a pause that doubles from retryMin to retryMax; so is a broken subscription opened.
-	retryMin = 50 * time.Millisecond
-	retryMax = 5 * time.Second
+	// A page that was refused is given out again after a pause that doubles from backoffMin to retryMax; so is a broken subscription opened.
+	backoffMin = 50 * time.Millisecond
+	retryMax   = 5 * time.Second
 	// searchWindow is after how many events that a filter leaves out the server says how far it looked.
 	searchWindow = 256
 	// emptyPageEvery is how often at most a page without events is given out while the store is busy with other events.
@@ -157,7 +157,7 @@ func (s *subscription) run(ctx context.Context) {
 			return
 		}
 		s.log.Warn("the checkpoint cannot be read; trying again", "error", err)
-		backoff(ctx, failures, retryMin, retryMax)
+		backoff(ctx, failures, retryMax)
 	}
 	for failures := 0; s.store.link.connected(ctx) == nil; failures++ {
 		before := s.done
@@ -169,7 +169,7 @@ func (s *subscription) run(ctx context.Context) {
 			failures = 0
 		}
 		s.log.Warn("the subscription broke; opening it again", "error", err)
-		backoff(ctx, failures, retryMin, retryMax)
+		backoff(ctx, failures, retryMax)
 	}
 }
 
@@ -219,7 +219,7 @@ func (s *subscription) deliver(ctx context.Context, page Page) error {
 			s.done = page.Through
 			return nil
 		}
-		backoff(ctx, failures, retryMin, retryMax)
+		backoff(ctx, failures, retryMax)
 		done, err := s.checkpoint(ctx)
 		if err != nil {
 			s.log.Warn("the checkpoint cannot be read; giving out the same page", "error", err)
@@ -309,9 +309,9 @@ func (s *subscription) options() esdb.SubscribeToAllOptions {
 }
 
 // backoff waits before try number failures+2, or until ctx ends. The jitter keeps those who failed together from coming back together.
-func backoff(ctx context.Context, failures int, shortest, longest time.Duration) {
-	wait := min(shortest<<min(failures, 16), longest)
-	timer := time.NewTimer(wait/2 + rand.N(wait/2))
+func backoff(ctx context.Context, failures int, longest time.Duration) {
+	wait := min(backoffMin<<min(failures, 16), longest)
+	timer := time.NewTimer(wait/2 + rand.N(wait/2)) //nolint:gosec // jitter is no secret
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,9 @@ func StartEmbedded(o EmbeddedOptions) (*Embedded, error) {
 	}
 	options := []kfake.Opt{
 		kfake.NumBrokers(1),
-		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return net.Listen(network, o.Listen) }),
+		kfake.ListenFn(func(network, _ string) (net.Listener, error) {
+			return new(net.ListenConfig).Listen(context.Background(), network, o.Listen)
+		}),
 		kfake.ClusterID("musique"),
 		kfake.GroupMinSessionTimeout(minGroupSession),
 		kfake.WithLogger(brokerLog{o.Log}),
@@ -130,7 +133,6 @@ func (e *Embedded) Close() error {
 
 // enforceRetention drops what is over the bound: kfake by itself does so only for topics with bounds of their own.
 func (e *Embedded) enforceRetention() {
-
 	tick := time.NewTicker(retentionInterval)
 	defer tick.Stop()
 	for {

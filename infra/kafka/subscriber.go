@@ -62,6 +62,7 @@ func NewSubscriber(brokers []string, group string, log *slog.Logger) (*Subscribe
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
 	inner, err := wkafka.NewSubscriber(wkafka.SubscriberConfig{
 		Brokers:               brokers,
 		Unmarshaler:           marshaler{},
@@ -69,14 +70,13 @@ func NewSubscriber(brokers []string, group string, log *slog.Logger) (*Subscribe
 		ConsumerGroup:         group,
 		NackResendSleep:       nackResendWait,
 		ReconnectRetrySleep:   reconnectWait,
-		Tracer:                &pacer{},
+		Tracer:                &pacer{ctx: ctx},
 	}, clientLog(log))
 	if err != nil {
+		cancel()
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
-	s := &Subscriber{inner: inner, log: log}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	return s, nil
+	return &Subscriber{inner: inner, log: log, ctx: ctx, cancel: cancel}, nil
 }
 
 // Subscribe returns the messages of topic until ctx ends or the subscriber is closed, which closes the channel. While no broker can be
@@ -153,6 +153,7 @@ func (s *Subscriber) Close() error {
 // pacer keeps a consumer whose every connection fails at once, such as to a topic that is not there, from connecting hundreds of times a second:
 // Watermill's subscriber pauses only when it finds no broker. Its hook for tracing is called once for each connection.
 type pacer struct {
+	ctx  context.Context // the subscriber's
 	mu   sync.Mutex
 	last time.Time
 }
@@ -161,7 +162,10 @@ type pacer struct {
 func (p *pacer) WrapConsumerGroupHandler(handler sarama.ConsumerGroupHandler) sarama.ConsumerGroupHandler {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	time.Sleep(reconnectWait - time.Since(p.last))
+	select {
+	case <-time.After(reconnectWait - time.Since(p.last)):
+	case <-p.ctx.Done():
+	}
 	p.last = time.Now()
 	return handler
 }

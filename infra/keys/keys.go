@@ -66,7 +66,7 @@ func create(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(file.Name()) //nolint:errcheck // what stays behind is a secret that nothing is hashed with
+	defer os.Remove(file.Name()) // what stays behind is a secret that nothing is hashed with
 	_, err = file.WriteString(hex.EncodeToString(raw) + "\n")
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return nil, err

@@ -106,7 +106,7 @@ func StartEmbedded(ctx context.Context, o EmbeddedOptions) (_ *Embedded, err err
 		e.cancel()
 		return nil, err
 	}
-	go e.supervise()
+	go e.supervise() //nolint:gosec // it outlives the start, which ctx bounds
 	return e, nil
 }
 

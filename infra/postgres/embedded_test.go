@@ -279,7 +279,7 @@ func TestTheNumberOfALostServerIsAnotherProcesssNow(t *testing.T) {
 	data := filepath.Join(dir, "cluster", "data")
 	owner, err := os.Stat(data)
 	require.NoError(t, err)
-	other := exec.Command("sleep", "1000") //nolint:noctx // the test ends it
+	other := exec.Command("sleep", "1000")
 	other.Dir = "/"
 	if os.Geteuid() == 0 {
 		of := owner.Sys().(*syscall.Stat_t)

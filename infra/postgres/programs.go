@@ -171,7 +171,7 @@ func fetch(ctx context.Context, log *slog.Logger) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(scratch) //nolint:errcheck // a leftover scratch folder harms nothing
+	defer os.RemoveAll(scratch) // a leftover scratch folder harms nothing
 	port, err := freePort(ctx)
 	if err != nil {
 		return "", err

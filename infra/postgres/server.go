@@ -101,7 +101,7 @@ func (e *Embedded) run(endSignal, remove, program string, args ...string) (*serv
 	s := &server{pipe: write, output: &output{log: e.options.Log}, ended: make(chan struct{})}
 	args = append([]string{"-c", watchdog, "musique-postgres", endSignal, remove, filepath.Join(e.programs, program)}, args...)
 	// Not CommandContext: the server outlives the call that starts it.
-	cmd := exec.Command("/bin/sh", args...) //nolint:gosec,noctx // see above; the arguments are our own
+	cmd := exec.Command("/bin/sh", args...) //nolint:noctx // see above
 	cmd.ExtraFiles = []*os.File{read, e.cluster}
 	cmd.Stdout, cmd.Stderr = s.output, s.output
 	cmd.Dir = "/" // the account may have no way to where this program is
@@ -171,7 +171,7 @@ func (e *Embedded) endLeftover(ctx context.Context) error {
 	line, _, _ := strings.Cut(string(raw), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
 	if err != nil || pid <= 1 {
-		return nil //nolint:nilerr // PostgreSQL says itself what it makes of that
+		return nil // PostgreSQL says itself what it makes of that
 	}
 	if !serves(pid, data) {
 		e.stranger = pid

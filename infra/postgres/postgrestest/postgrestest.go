@@ -76,7 +76,7 @@ func execute(t testing.TB, url, statement string) {
 	defer cancel()
 	conn, err := pgx.Connect(ctx, url)
 	require.NoError(t, err)
-	defer conn.Close(ctx) //nolint:errcheck // the statement was answered
+	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, statement)
 	require.NoError(t, err)
 }
