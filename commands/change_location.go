@@ -18,6 +18,23 @@ type ChangeLocation struct {
 	Channel    *location.Channel
 }
 
+// Onto gives details as they are after the change.
+func (cmd ChangeLocation) Onto(details location.Details) location.Details {
+	if cmd.Name != nil {
+		details.Name = *cmd.Name
+	}
+	if cmd.Timezone != nil {
+		details.Timezone = *cmd.Timezone
+	}
+	if cmd.Tags != nil {
+		details.Tags = *cmd.Tags
+	}
+	if cmd.Channel != nil {
+		details.Channel = *cmd.Channel
+	}
+	return details
+}
+
 // ChangeLocationHandler carries out ChangeLocation.
 type ChangeLocationHandler struct{ *tools }
 
@@ -27,19 +44,7 @@ func (h ChangeLocationHandler) Handle(ctx context.Context, cmd ChangeLocation) e
 		if !l.Registered {
 			return nil, location.NotFound()
 		}
-		details := l.Details
-		if cmd.Name != nil {
-			details.Name = *cmd.Name
-		}
-		if cmd.Timezone != nil {
-			details.Timezone = *cmd.Timezone
-		}
-		if cmd.Tags != nil {
-			details.Tags = *cmd.Tags
-		}
-		if cmd.Channel != nil {
-			details.Channel = *cmd.Channel
-		}
+		details := cmd.Onto(l.Details)
 		var fields fault.Fields
 		details.Check(&fields)
 		if err := fields.Err(); err != nil {

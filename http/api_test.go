@@ -517,6 +517,8 @@ func locationsLive(t *testing.T, w *world) {
 	require.Equal(t, "North", changed["name"])
 	refused(t, p.call(http.MethodPatch, "/locations/n:1", object{"timezone": "Mars/Olympus"}), http.StatusBadRequest, "out_of_range")
 	refused(t, p.call(http.MethodPatch, "/locations/none", object{"name": "x"}), http.StatusNotFound, "not_found")
+	e = refused(t, p.call(http.MethodPatch, "/locations/n:1", object{"timezone": "Mars/Olympus", "tags": []string{""}, "channel": object{"type": "pigeon"}, "odd": 1}), http.StatusBadRequest, "invalid_format")
+	require.Equal(t, []string{"channel.type", "odd", "tags", "timezone"}, sortedKeys(failing(e)))
 	require.Len(t, ok[[]object](t, p.get("/locations?tag=south&online=false&q=NORTH"), http.StatusOK), 1)
 	require.Empty(t, ok[[]object](t, p.get("/locations?tag=north"), http.StatusOK))
 	require.Equal(t, http.StatusBadRequest, p.get("/locations?online=maybe").StatusCode)

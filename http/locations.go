@@ -128,7 +128,8 @@ func (s *Server) changeLocation(c *call) error {
 	if tags := o.texts("tags"); tags != nil {
 		cmd.Tags = &tags
 	}
-	if err := o.err(); err != nil {
+	unchanged := location.Details{Name: "as it is"} // what is not given has been checked before
+	if err := o.err(cmd.Onto(unchanged).Check); err != nil {
 		return err
 	}
 	if err := s.commands.ChangeLocation.Handle(c.ctx(), cmd); err != nil {
