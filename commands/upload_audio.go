@@ -139,16 +139,19 @@ func (t *tools) withinQuota(c Caller, used, more Used) error {
 	for _, q := range []struct {
 		name              string
 		limit, used, more int64
+		remedy            string
+		renewed           time.Duration // from now; 0 for what no month renews
 	}{
-		{"sends", c.Plan.MonthlySends, used.Sends, more.Sends},
-		{"uploads", c.Plan.MonthlyUploads, used.Uploads, more.Uploads},
-		{"storageBytes", c.Plan.StorageBytes, used.StorageBytes, more.StorageBytes},
+		{"sends", c.Plan.MonthlySends, used.Sends, more.Sends, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now)},
+		{"uploads", c.Plan.MonthlyUploads, used.Uploads, more.Uploads, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now)},
+		{"storageBytes", c.Plan.StorageBytes, used.StorageBytes, more.StorageBytes, "delete audio to make room", 0},
 	} {
 		if q.more > 0 && q.used+q.more > q.limit {
 			return &fault.Error{
-				Code:    fault.QuotaExceeded,
-				Message: fmt.Sprintf("The plan's quota of %s is used up; it is renewed at %s.", q.name, reset.Format(time.RFC3339)),
-				Details: map[string]any{"quota": q.name, "limit": q.limit, "used": q.used, "resetAt": reset},
+				Code:       fault.QuotaExceeded,
+				Message:    fmt.Sprintf("The plan's quota of %s is used up; %s.", q.name, q.remedy),
+				Details:    map[string]any{"quota": q.name, "limit": q.limit, "used": q.used, "resetAt": reset},
+				RetryAfter: q.renewed,
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -45,6 +46,7 @@ func TestAPI(t *testing.T) {
 		"locations are imported":                           imports,
 		"companies are strangers to each other":            strangers,
 		"limits are exact and shown":                       limits,
+		"quotas are told with their remedy":                quotas,
 		"requests are logged":                              logs,
 		"the last requests are logged after a stop":        logsSurviveAStop,
 		"health asks each part":                            health,
@@ -638,6 +640,41 @@ func limits(t *testing.T, w *world) {
 	require.Equal(t, 1, got.Usage["perHour"])
 	require.True(t, got.ResetAt["perMinute"].After(time.Now().Add(-time.Second)))
 	require.Subset(t, sortedKeys(got.Quota), []string{"sends", "storageBytes", "uploads"})
+}
+
+func quotas(t *testing.T, w *world) {
+	config := w.config
+	config.Plans = maps.Clone(w.config.Plans)
+	small := config.Plans[company.Unlimited]
+	small.MonthlyUploads, small.MonthlySends, small.StorageBytes = 1, 1, 20_000
+	config.Plans[company.Plus] = small
+	_, url, _ := w.serve(t, config)
+	p := w.company(t, company.Plus).as("hq", object{})
+	p.location("till")
+	post := func(path string, body any) reply { return call(t, http.MethodPost, url+v1+path, p.token, body) }
+	upload := func(seconds float64) reply {
+		return post("/audio", form{{name: "name", value: "x"}, {name: "file", file: wav(seconds, 440)}})
+	}
+	left := time.Until(time.Now().UTC().AddDate(0, 1, 1-time.Now().UTC().Day()).Truncate(24 * time.Hour)).Seconds()
+	e := refused(t, upload(2), http.StatusTooManyRequests, "quota_exceeded")
+	require.Equal(t, "storageBytes", e.Error.Details["quota"])
+	require.Zero(t, e.Error.RetryAfter, "no time that passes makes room")
+	audio := ok[uploaded](t, upload(0.1), http.StatusCreated)
+	again := upload(0.1)
+	e = refused(t, again, http.StatusTooManyRequests, "quota_exceeded")
+	require.Equal(t, "rate_limit_error", e.Error.Type)
+	require.Equal(t, "uploads", e.Error.Details["quota"])
+	require.InDelta(t, 1, e.Error.Details["used"], 0)
+	require.InDelta(t, left, e.Error.RetryAfter, 60, "the month's end renews it")
+	require.Equal(t, e.Error.RetryAfter, number(t, again.Header.Get("Retry-After")))
+	send := object{"all": true}
+	ok[accepted](t, post("/audio/"+audio.AudioID+"/send", send), http.StatusAccepted)
+	require.Equal(t, "sends", refused(t, post("/audio/"+audio.AudioID+"/send", send), http.StatusTooManyRequests, "quota_exceeded").Error.Details["quota"])
+	quota := ok[struct {
+		Quota map[string]any
+	}](t, call(t, http.MethodGet, url+v1+"/limits", p.token, nil), http.StatusOK).Quota
+	require.Equal(t, object{"limit": 1.0, "used": 1.0, "remaining": 0.0}, quota["sends"])
+	require.Equal(t, object{"limit": 1.0, "used": 1.0, "remaining": 0.0}, quota["uploads"])
 }
 
 type logged struct {

@@ -107,7 +107,7 @@ func (c *call) fail(err error) {
 	if c.documented {
 		body.DocURL = c.server.baseURL(c.r).String() + errorDocs(told.Code)
 	}
-	if told.Code == fault.RateLimitExceeded || told.Code == fault.QuotaExceeded || told.Code == fault.ServiceUnavailable {
+	if told.Code == fault.RateLimitExceeded || told.Code == fault.ServiceUnavailable || told.Code == fault.QuotaExceeded && told.RetryAfter > 0 {
 		body.RetryAfter = retrySeconds(told.RetryAfter)
 		c.w.Header().Set("Retry-After", strconv.FormatInt(body.RetryAfter, 10))
 	}
