@@ -58,10 +58,10 @@ func (c *call) pathVar(name string) string { return mux.Vars(c.r)[name] }
 // ctx is the request's, with its deadline.
 func (c *call) ctx() context.Context { return c.r.Context() }
 
-// requestID is the caller's own X-Request-Id if it is safe to show and to store, else a new one.
+// requestID is the caller's own X-Request-Id if it is safe to show and to store, else a new one. One with the caller's token in it is not.
 func requestID(h http.Header) string {
-	id := h.Get("X-Request-Id")
-	if id == "" || len(id) > maxRequestID || strings.ContainsFunc(id, unsafeInID) {
+	id, token := h.Get("X-Request-Id"), presentedToken(h)
+	if id == "" || len(id) > maxRequestID || strings.ContainsFunc(id, unsafeInID) || tokenShape.MatchString(token) && strings.Contains(id, token) {
 		return "req_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	}
 	return id
@@ -88,7 +88,7 @@ func (s *Server) clientAddr(r *http.Request) netip.Addr {
 	if s.trustForwarded {
 		all := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 		if addr, err := netip.ParseAddr(strings.TrimSpace(all[len(all)-1])); err == nil {
-			return addr
+			return addr.Unmap()
 		}
 	}
 	at, err := netip.ParseAddrPort(r.RemoteAddr)

@@ -49,7 +49,7 @@ var (
 	errInternal    = fault.New(fault.Internal, "Something went wrong on our side; try again, and if it stays, contact support with the request_id.")
 	errUnavailable = &fault.Error{
 		Code:       fault.ServiceUnavailable,
-		Message:    "A part of the service is away for the moment and nothing was done; try again.",
+		Message:    "A part of the service is away for the moment; nothing is half done, so try again, with the same Idempotency-Key if there was one.",
 		RetryAfter: unavailableRetry,
 	}
 )
