@@ -219,7 +219,7 @@ func (w *world) startStep() {
 func (w *world) cancelStep() {
 	if len(w.sends) > 0 {
 		if s := rapid.SampledFrom(w.sends).Draw(w.t, "send"); !s.unsealed && !s.abandoned {
-			w.add(send.Cancelled{SendID: s.id})
+			w.add(send.Cancelled{SendID: s.id, Refused: rapid.Bool().Draw(w.t, "refused")})
 		}
 	}
 }

@@ -206,20 +206,24 @@ func TestSendsAndTheirDeliveries(t *testing.T) {
 		sent("snd_gone", 1, 1, false), delivery.Cancelled{Ref: ref("snd_gone", 1), At: epoch, Reason: "the location was removed"},
 		scheduled("snd_later"), scheduled("snd_off"), send.Cancelled{SendID: "snd_off"},
 		sent("snd_parts", 1, 2, true),
+		sent("snd_refused", 1, 1, false), send.Cancelled{SendID: "snd_refused", Refused: true}, delivery.Cancelled{Ref: ref("snd_refused", 1), At: epoch},
 	))
 	list := func(f sends.Filter) []string {
 		return names(walk(t, func(cursor string, limit int) ([]sends.Send, string, error) {
 			return sends.List(ctx, pool, "co_one", event.Live, f, cursor, limit)
 		}), func(s sends.Send) string { return s.SendID + " " + s.Status })
 	}
-	require.Equal(t, []string{"snd_off cancelled", "snd_later scheduled", "snd_gone cancelled", "snd_lost failed", "snd_done sent", "snd_half queued"}, list(sends.Filter{}), "the one in parts was not accepted")
+	require.Equal(t, []string{"snd_off cancelled", "snd_later scheduled", "snd_gone cancelled", "snd_lost failed", "snd_done sent", "snd_half queued"}, list(sends.Filter{}), "the one in parts was not accepted, and the refused one neither")
+	used, err := NewReads(pool, NewPositions(pool, quiet)).Quota(ctx, "co_one", event.Live, epoch)
+	require.NoError(t, err)
+	require.EqualValues(t, 6, used.Sends)
 	require.Equal(t, []string{"snd_lost failed"}, list(sends.Filter{Status: "failed"}))
 	require.Empty(t, list(sends.Filter{AudioID: "aud_2"}))
 	half, err := sends.Get(ctx, pool, "co_one", event.Live, "snd_half")
 	require.NoError(t, err)
 	require.Equal(t, terms, half.Terms)
 	require.Equal(t, sends.Counts{Queued: 1, Played: 1}, half.Counts)
-	for _, other := range [][2]string{{"co_two", "snd_half"}, {"co_one", "snd_parts"}} {
+	for _, other := range [][2]string{{"co_two", "snd_half"}, {"co_one", "snd_parts"}, {"co_one", "snd_refused"}} {
 		_, err = sends.Get(ctx, pool, other[0], event.Live, other[1])
 		require.Equal(t, fault.NotFound, fault.CodeOf(err))
 		_, _, err = sends.Deliveries(ctx, pool, other[0], event.Live, other[1], "", "", 10)
@@ -243,7 +247,7 @@ func TestSendsAndTheirDeliveries(t *testing.T) {
 	require.True(t, found)
 	require.Equal(t, ref("snd_done", 2), got)
 	require.Equal(t, "no speaker", *d.Reason)
-	for _, id := range []string{"dlv_parts_1", "dlv_done_9", "nonsense"} {
+	for _, id := range []string{"dlv_parts_1", "dlv_done_9", "dlv_refused_1", "nonsense"} {
 		_, _, found, err = sends.FindDelivery(ctx, pool, "co_one", event.Live, id)
 		require.NoError(t, err)
 		require.False(t, found, id)

@@ -84,6 +84,17 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 		if err != nil {
 			return err
 		}
+		if p.Refused {
+			// Whoever asked for it was told that nothing was sent.
+			const refuse = `
+				WITH gone AS (DELETE FROM send WHERE send_id = $1 RETURNING company_id, environment, created_at, sealed)
+				UPDATE accepted a SET sends = a.sends - 1 FROM gone
+				WHERE gone.sealed AND a.company_id = gone.company_id AND a.environment = gone.environment
+					AND a.month = date_trunc('month', gone.created_at AT TIME ZONE 'UTC')::date`
+			batch.Queue(`DELETE FROM delivery WHERE send_id = $1`, p.SendID)
+			batch.Queue(refuse, p.SendID)
+			return nil
+		}
 		// What was not sent yet ends here; what was has a delivery that ends by an event of its own.
 		const cancel = `
 			WITH ended AS (
