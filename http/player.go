@@ -73,8 +73,8 @@ func (s *Server) playerStream(c *call) error {
 	}
 }
 
-// resumeAt is the seq of the last event that the player has. One that no inbox ever gave comes from an inbox that was lost and made again, in which
-// everything that is open is new.
+// resumeAt is the seq of the last event that the player has. One that the inbox has not given yet comes from before the database went back to a backup: in
+// what there is now, everything that is open is new.
 func (s *Server) resumeAt(c *call) (int64, error) {
 	given := c.r.Header.Get("Last-Event-ID")
 	if given == "" {

@@ -344,3 +344,34 @@ func TestAHubWhoseConnectionBreaksMissesNothing(t *testing.T) {
 		woken(t, wake)
 	}
 }
+
+// Last-Event-IDs outlive a database that is lost and made again from the events. What the new inbox tells is new to whoever has one of the old.
+func TestAnInboxThatIsMadeAgainTellsEverything(t *testing.T) {
+	t.Parallel()
+	ctx, pool, l := t.Context(), postgrestest.New(t), newLocation()
+	told := func(after int64, ids ...string) (last int64) {
+		items, err := inbox.After(ctx, pool, l, after, 100)
+		require.NoError(t, err)
+		require.Len(t, items, len(ids))
+		for i, item := range items {
+			require.Equal(t, ids[i], item.Delivery.DeliveryID)
+			last = item.Seq
+		}
+		return last
+	}
+	fill := func(ids ...string) {
+		require.NoError(t, workers.Migrate(ctx, pool))
+		batch := &pgx.Batch{}
+		for _, id := range ids {
+			require.NoError(t, inbox.Put(batch, []inbox.Entry{delivery(l, id)}))
+		}
+		require.NoError(t, pool.SendBatch(ctx, batch).Close())
+	}
+	fill("a", "b", "c")
+	last := told(0, "a", "b", "c")
+	told(last)
+	_, err := pool.Exec(ctx, "DROP SCHEMA workers CASCADE; DROP TABLE workers_migrations")
+	require.NoError(t, err)
+	fill("c", "d", "e", "f", "g")
+	told(last, "c", "d", "e", "f", "g")
+}
