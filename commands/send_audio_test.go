@@ -89,21 +89,25 @@ func TestASendIsOneAppendWithEachLocationOnce(t *testing.T) {
 // A location that the read model does not know yet is no reason to refuse a send to it.
 func TestASendWaitsForALocationThatTheReadModelDoesNotKnowYet(t *testing.T) {
 	t.Parallel()
-	w := commandstest.Still(t, commandstest.Store(t))
-	stop := w.Project(t)
+	w := commandstest.New(t, commandstest.Store(t))
 	p := w.Partner(t)
-	id := p.Upload(t, p.Caller())
-	stop()
+	cmd := commands.SendAudio{Caller: p.Caller(), AudioID: p.Upload(t, p.Caller()), Request: send.Request{Targets: send.Targets{ExternalIDs: []string{"new"}}}}
+	w.Settle(t)
+	hold, err := w.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer hold.Rollback(t.Context()) //nolint:errcheck // it is over by then, unless the test fails
+	_, err = hold.Exec(t.Context(), "SELECT FROM projections.checkpoint WHERE projection = 'locations' FOR UPDATE")
+	require.NoError(t, err)
 	p.Register(t, p.Caller(), "new")
-	cmd := commands.SendAudio{Caller: p.Caller(), AudioID: id, Request: send.Request{Targets: send.Targets{ExternalIDs: []string{"new"}}}}
-	_, err := w.Commands.SendAudio.Handle(t.Context(), cmd)
-	require.Equal(t, []string{"new"}, refused(t, err, fault.NotFound).Details["externalIds"])
+	_, err = w.Commands.SendAudio.Handle(t.Context(), cmd)
+	require.Equal(t, []string{"new"}, refused(t, err, fault.NotFound).Details["externalIds"], "it waits, and not for ever")
 	sent := make(chan error, 1)
 	go func() {
 		_, err := w.Commands.SendAudio.Handle(anyone(t.Context()), cmd)
 		sent <- err
 	}()
-	w.Project(t)
+	<-time.After(commands.WaitLimit / 10)
+	require.NoError(t, hold.Commit(t.Context()))
 	require.NoError(t, <-sent)
 }
 

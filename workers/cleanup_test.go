@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/commands"
-	"github.com/musique/musique/commands/commandstest"
 	"github.com/musique/musique/domain/audio"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
@@ -53,7 +52,7 @@ func TestBroadcastsWhoseWriterDiedAreAbandoned(t *testing.T) {
 	w := newWorld(t)
 	p := w.Partner(t)
 	id := p.Upload(t, p.Caller())
-	w.start(t, schedule, cleanup)
+	w.start(t, schedule)
 	open := func(more ...event.Payload) string {
 		t.Helper()
 		sendID := newSendID()
@@ -68,11 +67,18 @@ func TestBroadcastsWhoseWriterDiedAreAbandoned(t *testing.T) {
 	eventually(t, func() bool { return w.rows(t, "open_broadcast") > 0 })
 	w.set(w.now().Add(time.Hour))
 	young := open()
-	// It looks every half minute.
-	require.Eventually(t, func() bool { return len(p.History(t, send.Stream(died))) == 11 }, 2*commandstest.Patience, 100*time.Millisecond)
+	eventually(t, func() bool { return w.rows(t, "open_broadcast") == 2 })
+	w.clean(t)
+	require.Len(t, p.History(t, send.Stream(died)), 11)
 	require.Equal(t, send.BroadcastAbandoned{}.EventType(), p.Types(t, send.Stream(died))[10])
 	require.Len(t, p.History(t, send.Stream(done)), 11)
 	require.Len(t, p.History(t, send.Stream(young)), 10)
+}
+
+// clean does what a cleanup does every half minute.
+func (w *world) clean(t *testing.T) {
+	t.Helper()
+	require.NoError(t, workers.CleanOnce(t.Context(), w.deps))
 }
 
 // What the inbox remembers of ended deliveries goes in time, and not before.
@@ -92,10 +98,7 @@ func TestOldRowsGo(t *testing.T) {
 	clean := func(ahead time.Duration) {
 		t.Helper()
 		w.set(time.Now().Add(ahead))
-		cleaned := make(chan struct{})
-		stop := commandstest.Run(t, workers.CleanOnce(w.deps, cleaned))
-		<-cleaned
-		stop()
+		w.clean(t)
 	}
 	clean(workers.KeepClosed - time.Hour)
 	require.Equal(t, 2, w.rows(t, "inbox_closed"))

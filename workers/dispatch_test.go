@@ -219,7 +219,7 @@ func TestALargeBroadcastIsOneMessageForEachBucketOnceItIsSealed(t *testing.T) {
 	id := p.Upload(t, p.Caller())
 	heard := w.listen(t)
 	w.start(t, dispatch)
-	const size = 3_000
+	const size = 1_200
 	sendID := newSendID()
 	meta, payloads := crowd(p, sendID, id, size)
 	send.Unseal(payloads)
@@ -249,7 +249,7 @@ func TestALargeBroadcastIsOneMessageForEachBucketOnceItIsSealed(t *testing.T) {
 		buckets[location.Bucket(p.CompanyID, s.(send.AudioSent).UserID)] = true //nolint:forcetypeassert // a test
 	}
 	require.Len(t, messages, len(buckets))
-	require.Greater(t, len(buckets), 250)
+	require.Greater(t, len(buckets), 200)
 	for _, m := range messages {
 		require.Len(t, m.Sends, 1)
 		for _, d := range m.Sends[0].To {
@@ -269,7 +269,7 @@ func TestMessagesAreBoundedInBytes(t *testing.T) {
 	cmd.Details.Name = strings.Repeat("声", 200)
 	made, err := p.Commands.UploadAudio.Handle(t.Context(), cmd)
 	require.NoError(t, err)
-	const count = 1_900
+	const count = 1_300 // 1.5 MB
 	var all []event.Payload
 	var meta event.Metadata
 	for range count {

@@ -36,11 +36,8 @@ func Share(bucket int, sends []DispatchSend) ([]*message.Message, error) {
 	return shareOf(context.Background(), bucket, sends)
 }
 
-// CleanOnce is a cleanup that ends done after its first round.
-func CleanOnce(d Deps, done chan<- struct{}) func(context.Context) error {
-	return func(ctx context.Context) error {
-		defer close(done)
-		_, err := NewCleanup(d).clean(ctx)
-		return err
-	}
+// CleanOnce is one round of a cleanup.
+func CleanOnce(ctx context.Context, d Deps) error {
+	_, err := NewCleanup(d).clean(ctx)
+	return err
 }
