@@ -140,12 +140,11 @@ func statuses(results []commands.ImportResult) (all []string) {
 // A first request whose read models lagged leaves its caller without its own write; the repeat waits for it.
 func TestARepeatReadsWhatTheFirstRequestWrote(t *testing.T) {
 	t.Parallel()
-	w := commandstest.Still(t, commandstest.Store(t))
-	stop := w.Project(t)
+	w := commandstest.New(t, commandstest.Store(t))
 	p := w.Partner(t)
 	p.Locations(t, "hall")
 	all := slices.DeleteFunc(keyedCommands(p, p.Upload(t, p.Caller())), func(k keyed) bool { return k.name == "schedule audio" }) // it has the key of "send audio"
-	stop()
+	release := w.Hold(t)
 
 	results := atOnce(len(all), func(i int) (any, error) {
 		result, replayed, err := all[i].run(t.Context(), w.Commands, p.Keyed("lag"), "a")
@@ -172,7 +171,8 @@ func TestARepeatReadsWhatTheFirstRequestWrote(t *testing.T) {
 			again <- attempt[any]{result, err}
 		}()
 	}
-	w.Project(t)
+	<-time.After(commands.WaitLimit / 10)
+	release()
 	for range all {
 		require.NoError(t, (<-again).err)
 	}

@@ -92,14 +92,9 @@ func TestASendWaitsForALocationThatTheReadModelDoesNotKnowYet(t *testing.T) {
 	w := commandstest.New(t, commandstest.Store(t))
 	p := w.Partner(t)
 	cmd := commands.SendAudio{Caller: p.Caller(), AudioID: p.Upload(t, p.Caller()), Request: send.Request{Targets: send.Targets{ExternalIDs: []string{"new"}}}}
-	w.Settle(t)
-	hold, err := w.Pool.Begin(t.Context())
-	require.NoError(t, err)
-	defer hold.Rollback(t.Context()) //nolint:errcheck // it is over by then, unless the test fails
-	_, err = hold.Exec(t.Context(), "SELECT FROM projections.checkpoint WHERE projection = 'locations' FOR UPDATE")
-	require.NoError(t, err)
+	release := w.Hold(t)
 	p.Register(t, p.Caller(), "new")
-	_, err = w.Commands.SendAudio.Handle(t.Context(), cmd)
+	_, err := w.Commands.SendAudio.Handle(t.Context(), cmd)
 	require.Equal(t, []string{"new"}, refused(t, err, fault.NotFound).Details["externalIds"], "it waits, and not for ever")
 	sent := make(chan error, 1)
 	go func() {
@@ -107,7 +102,7 @@ func TestASendWaitsForALocationThatTheReadModelDoesNotKnowYet(t *testing.T) {
 		sent <- err
 	}()
 	<-time.After(commands.WaitLimit / 10)
-	require.NoError(t, hold.Commit(t.Context()))
+	release()
 	require.NoError(t, <-sent)
 }
 

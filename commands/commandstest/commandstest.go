@@ -106,6 +106,19 @@ func (w *World) Project(t testing.TB) (stop func()) {
 	return Run(t, projections.NewRunner(projections.RunnerConfig{Store: w.Store, Pool: w.Pool, Log: Quiet}).Run)
 }
 
+// Hold keeps the read models where they are until release is called; they go on at once then.
+func (w *World) Hold(t testing.TB) (release func()) {
+	t.Helper()
+	w.Settle(t)
+	tx, err := w.Pool.Begin(context.Background())
+	require.NoError(t, err)
+	_, err = tx.Exec(context.Background(), "SELECT FROM projections.checkpoint FOR UPDATE")
+	require.NoError(t, err)
+	release = sync.OnceFunc(func() { require.NoError(t, tx.Rollback(context.Background())) })
+	t.Cleanup(release)
+	return release
+}
+
 // Settle waits until the read models know all that is in the event store: on a slow machine a command may answer before that.
 func (w *World) Settle(t testing.TB) {
 	t.Helper()
