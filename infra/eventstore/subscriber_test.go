@@ -92,6 +92,7 @@ func TestSubscriberGivesEveryEventOnceInOrder(t *testing.T) {
 		}
 		subscriber := eventstore.NewSubscriber(store, eventstore.SubscriberConfig{
 			Types:      []string{kind, "Another"},
+			FilterHere: rapid.Bool().Draw(rt, "filter here"),
 			MaxPage:    rapid.IntRange(1, 5).Draw(rt, "page"),
 			Checkpoint: from(start),
 		})
@@ -279,4 +280,29 @@ func TestSubscribeAfterCloseIsRefused(t *testing.T) {
 	require.NoError(t, subscriber.Close())
 	_, err := subscriber.Subscribe(t.Context(), "closed")
 	require.Error(t, err)
+}
+
+// An event that is left out here moves the position, which a server that leaves out so few events would not tell of.
+func TestFilterHerePassesWhatItLeavesOut(t *testing.T) {
+	t.Parallel()
+	store, kind := storetest.Open(t), newType()
+	start, err := store.Head(t.Context())
+	require.NoError(t, err)
+	subscriber := eventstore.NewSubscriber(store, eventstore.SubscriberConfig{Types: []string{kind}, FilterHere: true, Checkpoint: from(start)})
+	defer subscriber.Close()
+	pages, err := subscriber.Subscribe(t.Context(), kind)
+	require.NoError(t, err)
+	_, err = store.Append(t.Context(), "noted-"+kind, eventstore.Any, proposed(kind, 1))
+	require.NoError(t, err)
+	last, err := store.Append(t.Context(), "noted-"+kind, eventstore.Any, proposed("Un"+kind, 2))
+	require.NoError(t, err)
+	var got []int
+	for passed := false; !passed; {
+		msg := receive(t, pages)
+		page := eventstore.PageOf(msg)
+		got = append(got, numbers(t, page)...)
+		passed = !page.Through.Before(last)
+		msg.Ack()
+	}
+	require.Equal(t, []int{1}, got)
 }
