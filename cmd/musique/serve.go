@@ -38,6 +38,8 @@ const (
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 64 << 10
+	// maxSilence is how long the other end of a connection may leave what it was sent unconfirmed: two of a player stream's heartbeats.
+	maxSilence = 30 * time.Second
 )
 
 // roles are the parts of the work that a process can take.
@@ -313,7 +315,7 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 
 // listen serves a handler on an address and gives the address that it became.
 func listen(ctx context.Context, address string, handler http.Handler, running *errgroup.Group) (*http.Server, string, error) {
-	var config net.ListenConfig
+	config := net.ListenConfig{Control: limitSilence}
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, "", err
