@@ -51,6 +51,10 @@ func TestAPI(t *testing.T) {
 		"the last requests are logged after a stop":        logsSurviveAStop,
 		"health asks each part":                            health,
 		"operators":                                        operators,
+		"the document is valid":                            documentIsValid,
+		"the document is published":                        documentIsPublished,
+		"the examples of the document work":                examplesWork,
+		"the commands of the guides work":                  guidesWork,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -130,6 +130,7 @@ type envelope struct {
 		Message    string         `json:"message"`
 		Type       string         `json:"type"`
 		RequestID  string         `json:"request_id"`
+		DocURL     string         `json:"doc_url"`
 		Param      string         `json:"param"`
 		Details    map[string]any `json:"details"`
 		RetryAfter int            `json:"retryAfter"`
@@ -221,7 +222,9 @@ func call(t *testing.T, method, url, token string, body any, headers ...header) 
 	defer response.Body.Close()
 	raw, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-	return reply{response, raw}
+	r := reply{response, raw}
+	conforms(t, request, bodyOf(t, request), r)
+	return r
 }
 
 // partner is a caller with one token.
@@ -359,6 +362,7 @@ func wav(seconds, frequency float64) []byte {
 // stream is a player's open stream.
 type stream struct {
 	t        *testing.T
+	url      string
 	response *http.Response
 	events   chan event
 	stop     context.CancelFunc
@@ -385,7 +389,7 @@ func (w *world) listen(t *testing.T, url, token, lastEventID string) *stream {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, response.StatusCode)
 	require.Equal(t, "text/event-stream", response.Header.Get("Content-Type"))
-	s := &stream{t: t, response: response, events: make(chan event, 1000), stop: stop, done: make(chan struct{})}
+	s := &stream{t: t, url: url, response: response, events: make(chan event, 1000), stop: stop, done: make(chan struct{})}
 	go s.read()
 	return s
 }
@@ -420,6 +424,7 @@ func (s *stream) next(kind string) event {
 	select {
 	case e := <-s.events:
 		require.Equal(s.t, kind, e.kind)
+		eventConforms(s.t, s.url, e)
 		return e
 	case <-time.After(patience):
 		s.t.Fatalf("no %s event", kind)
