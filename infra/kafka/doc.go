@@ -23,7 +23,7 @@ const MaxMessageBytes = 1_000_000
 const (
 	dialTimeout    = 3 * time.Second
 	requestTimeout = 15 * time.Second // longer than a broker may hold back its answer to a consumer that joins a group (rebalanceTimeout)
-	produceTimeout = 10 * time.Second // the broker's own wait for its replicas
+	produceTimeout = 4 * time.Second  // the broker's own wait for its replicas
 )
 
 // ErrUnavailable is what calls answer when no broker could be reached or none answered in time.
@@ -33,10 +33,13 @@ var ErrUnavailable = errors.New("kafka is unavailable")
 // cannot read what the embedded broker answers to a consumer that joins its group.
 var protocolVersion = sarama.V2_3_0_0
 
-// clientConfig is what publisher and subscriber share.
+// clientID is what brokers know us by.
+const clientID = "musique"
+
+// clientConfig is the subscriber's.
 func clientConfig() *sarama.Config {
 	config := sarama.NewConfig()
-	config.ClientID = "musique"
+	config.ClientID = clientID
 	config.Version = protocolVersion
 	config.Net.DialTimeout = dialTimeout
 	config.Net.ReadTimeout = requestTimeout

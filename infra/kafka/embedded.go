@@ -85,8 +85,7 @@ func StartEmbedded(o EmbeddedOptions) (*Embedded, error) {
 		kfake.GroupMinSessionTimeout(minGroupSession),
 		kfake.WithLogger(brokerLog{o.Log}),
 		kfake.BrokerConfigs(map[string]string{
-			// Not by age: the publisher's client leaves the largest time of a batch empty, which a broker is to fill in and this one does not, so
-			// everything would be too old at once.
+			// Not by age: what consumers that are away have not read stays as long as there is room.
 			"log.retention.ms":        "-1",
 			"log.retention.bytes":     strconv.FormatInt(o.PartitionBytes, 10),
 			"log.segment.bytes":       strconv.FormatInt(max(1, o.PartitionBytes/segmentsPerPartition), 10),

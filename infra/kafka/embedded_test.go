@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -246,6 +249,51 @@ func TestClientsGoOnAfterTheBrokersRestart(t *testing.T) {
 	for receive(t, messages) != "after" { // the place may not have been committed: then "before" comes again
 	}
 	t.Logf("a message went through %v after the restart", time.Since(began).Round(time.Millisecond))
+}
+
+// The broker goes away again and again amid calls of many messages, which are repeated until they succeed. A consumer sees the messages of the
+// key in their order, but for those that it has seen.
+func TestOrderHoldsWhateverFails(t *testing.T) {
+	t.Parallel()
+	const restarts, perCall, bytes = 6, 60, 60_000 // a call is several batches
+	dir := t.TempDir()
+	broker := startBroker(t, dir, "127.0.0.1:0")
+	brokers := broker.Brokers()
+	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: "order", Partitions: 1}))
+	publisher := newPublisher(t, brokers)
+	var over atomic.Bool
+	published := make(chan int)
+	go func() {
+		n, filler := 0, strings.Repeat("x", bytes)
+		for ; !over.Load(); n += perCall {
+			var payloads []string
+			for i := range perCall {
+				payloads = append(payloads, fmt.Sprintf("%d %s", n+i, filler))
+			}
+			for send(publisher, "order", "key", payloads...) != nil {
+			}
+		}
+		published <- n
+	}()
+	random := mathrand.New(mathrand.NewPCG(1, 2))
+	for range restarts {
+		<-time.After(time.Duration(100+random.IntN(400)) * time.Millisecond) // anywhere in a call
+		require.NoError(t, broker.Close())
+		<-time.After(time.Duration(300+random.IntN(900)) * time.Millisecond) // shorter and longer than clients retry at once
+		broker = startBroker(t, dir, brokers[0])
+	}
+	over.Store(true)
+	total := <-published
+	messages := subscribe(t, brokers, "group of order", "order")
+	for next := 0; next < total; {
+		number, _, _ := strings.Cut(receive(t, messages), " ")
+		n, err := strconv.Atoi(number)
+		require.NoError(t, err)
+		require.LessOrEqual(t, n, next, "a message is there before the one that it follows")
+		if n == next {
+			next++
+		}
+	}
 }
 
 func TestClientsWaitForABrokerThatIsNotThereYet(t *testing.T) {

@@ -1,25 +1,24 @@
 package kafka
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/IBM/sarama"
 	wkafka "github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Retries of one message inside the client, before Publish reports the error.
-const (
-	publishRetries = 5
-	publishBackoff = 100 * time.Millisecond
-)
+// silenceTimeout is how long Publish waits for the next of its messages to be acknowledged; it is longer than produceTimeout.
+const silenceTimeout = 5 * time.Second
 
-// connectPause is how long Publish answers with the last failure to connect before it tries again, so that callers do not queue for an absent broker.
-const connectPause = 250 * time.Millisecond
+// maxBuffered bounds the messages that wait in a producer; more wait in their callers.
+const maxBuffered = 10_000
 
 // errClosed is what a closed publisher or subscriber answers.
 var errClosed = errors.New("kafka: closed")
@@ -27,81 +26,119 @@ var errClosed = errors.New("kafka: closed")
 // Publisher is a message.Publisher. It is safe for concurrent use.
 type Publisher struct {
 	brokers []string
-	config  *sarama.Config
-	marshal wkafka.Marshaler
 	log     *slog.Logger
 
 	mu       sync.Mutex
 	producer *producer // nil: made by the next Publish
 	closed   bool
-	failure  error // of the last attempt to make a producer, if it failed
-	failedAt time.Time
 }
 
-// producer counts its users, so that one that failed can be closed when the last of them is done.
+// producer counts its users, so that it is closed when the last of them is done.
 type producer struct {
-	sarama.SyncProducer
-	users  int
-	broken bool
+	*kgo.Client
+	users   int
+	retired bool
+	once    sync.Once
 }
+
+func (p *producer) close() { p.once.Do(p.Close) }
 
 // NewPublisher returns a publisher to brokers. A message's key is its metadata entry KeyMetadata.
 func NewPublisher(brokers []string, log *slog.Logger) (*Publisher, error) {
-	if len(brokers) == 0 {
-		return nil, errors.New("kafka: no brokers")
+	p := &Publisher{brokers: brokers, log: log}
+	client, err := p.connect()
+	if err != nil {
+		return nil, err
 	}
-	config := clientConfig()
-	config.Producer.RequiredAcks = sarama.WaitForAll
-	config.Producer.Idempotent = true // a retry inside the client makes no duplicate and keeps the order
-	config.Net.MaxOpenRequests = 1    // what the client's idempotence needs
-	config.Producer.Timeout = produceTimeout
-	config.Producer.Retry.Max = publishRetries
-	config.Producer.Retry.Backoff = publishBackoff
-	config.Producer.MaxMessageBytes = MaxMessageBytes
-	config.Producer.Compression = sarama.CompressionSnappy
-	config.Producer.Return.Successes = true
-	if err := config.Validate(); err != nil {
-		return nil, fmt.Errorf("kafka: %w", err)
-	}
-	return &Publisher{brokers: brokers, config: config, marshal: marshaler{}, log: log}, nil
+	p.producer = &producer{Client: client}
+	return p, nil
 }
 
-// Publish returns when the brokers have all messages durably, or with an error, after which any of them may or may not be there. Publishing
-// them again is the caller's choice. The messages of one call travel together, so that one call with many is far faster than many with one.
-func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
-	if len(messages) == 0 {
-		return nil
+// connect makes a client, which connects when it is first used. It retries by itself, without making a duplicate, and whatever fails, no message
+// goes through when one before it in its partition does not (kgo.RecordDeliveryTimeout). The subscriber's client would let it.
+func (p *Publisher) connect() (*kgo.Client, error) {
+	if len(p.brokers) == 0 {
+		return nil, errors.New("kafka: no brokers")
 	}
-	out := make([]*sarama.ProducerMessage, 0, len(messages))
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(p.brokers...), kgo.ClientID(clientID), kgo.DialTimeout(dialTimeout),
+		kgo.ProduceRequestTimeout(produceTimeout), kgo.RequestTimeoutOverhead(requestTimeout),
+		kgo.ProducerBatchMaxBytes(MaxMessageBytes), kgo.MaxBufferedRecords(maxBuffered), kgo.ProducerLinger(0),
+		kgo.ProducerBatchCompression(kgo.SnappyCompression()),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("kafka: %w", err)
+	}
+	return client, nil
+}
+
+// Publish returns when the brokers have all messages durably, or with an error: then any of them may be there, but none without those of its key
+// before it. So a consumer sees each key's messages in order, leaving out those that it has seen, if a failed call is repeated as it is before the
+// next. The messages of one call travel together, so that one call with many is far faster than many with one.
+func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
+	records := make([]*kgo.Record, 0, len(messages))
 	for _, m := range messages {
-		encoded, err := p.marshal.Marshal(topic, m)
+		record, err := recordOf(topic, m)
 		if err != nil {
 			return fmt.Errorf("publish to %s: message %s: %w", topic, m.UUID, err)
 		}
-		out = append(out, encoded)
+		records = append(records, record)
 	}
-	producer, err := p.acquire()
+	if len(records) == 0 {
+		return nil
+	}
+	used, err := p.acquire()
 	if err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
 	}
-	err = producer.SendMessages(out)
-	p.release(producer, lasting(err))
-	if err != nil {
+	defer p.release(used)
+	if err := p.produce(used, records); err != nil {
 		return fmt.Errorf("publish %d messages to %s: %w", len(messages), topic, explain(err))
 	}
 	return nil
 }
 
+// produce waits for all records. When the brokers are silent it closes the client, which ends the wait: messages that may be under way are
+// waited for otherwise, however long that takes.
+func (p *Publisher) produce(used *producer, records []*kgo.Record) error {
+	acknowledged := make(chan error, len(records))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // it waits while maxBuffered others do
+		for _, r := range records {
+			used.Produce(ctx, r, func(_ *kgo.Record, err error) { acknowledged <- err })
+		}
+	}()
+	silence := time.NewTimer(silenceTimeout)
+	defer silence.Stop()
+	var first error
+	for range records {
+		select {
+		case err := <-acknowledged:
+			if first == nil {
+				first = err
+			}
+			silence.Reset(silenceTimeout)
+			continue
+		case <-silence.C:
+		}
+		p.log.Warn("kafka: the brokers acknowledge nothing; connecting anew", "after", silenceTimeout.String())
+		cancel()
+		p.retire(used)
+		used.close()
+		return fmt.Errorf("nothing was acknowledged for %v", silenceTimeout)
+	}
+	return first
+}
+
 // Close refuses further messages. Calls under way still finish.
 func (p *Publisher) Close() error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return nil
-	}
+	current := p.producer
 	p.closed = true
-	if p.producer != nil {
-		p.retire(p.producer)
+	p.mu.Unlock()
+	if current != nil {
+		p.retire(current)
 	}
 	return nil
 }
@@ -113,75 +150,64 @@ func (p *Publisher) acquire() (*producer, error) {
 		return nil, errClosed
 	}
 	if p.producer == nil {
-		if p.failure != nil && time.Since(p.failedAt) < connectPause {
-			return nil, p.failure
-		}
-		made, err := sarama.NewSyncProducer(p.brokers, p.config)
+		client, err := p.connect()
 		if err != nil {
-			p.failure, p.failedAt = fmt.Errorf("%w: %w", ErrUnavailable, err), time.Now()
-			return nil, p.failure
+			return nil, err
 		}
-		p.failure = nil
-		p.producer = &producer{SyncProducer: made}
+		p.producer = &producer{Client: client}
 	}
 	p.producer.users++
 	return p.producer, nil
 }
 
-// release gives a producer back. One that failed is replaced: a client whose broker came back without what it remembers of the client's
-// sequence numbers refuses everything from then on.
-func (p *Publisher) release(used *producer, failed bool) {
+func (p *Publisher) release(used *producer) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	used.users--
-	if failed || used.broken || p.closed {
-		p.retire(used)
+	last := used.retired && used.users == 0
+	p.mu.Unlock()
+	if last {
+		used.close()
 	}
 }
 
-// retire closes a producer when nobody uses it any more. p.mu is held.
+// retire takes a producer out of use; the last of its users closes it.
 func (p *Publisher) retire(old *producer) {
-	old.broken = true
+	p.mu.Lock()
+	old.retired = true
 	if p.producer == old {
 		p.producer = nil
 	}
-	if old.users > 0 {
-		return
-	}
-	if err := old.Close(); err != nil {
-		p.log.Debug("kafka: close a producer", "error", err)
+	last := old.users == 0
+	p.mu.Unlock()
+	if last {
+		old.close()
 	}
 }
 
-// lasting reports whether err may come from the state of the producer, as against the message that was sent.
-func lasting(err error) bool {
-	return err != nil && !errors.Is(explain(err), sarama.ErrMessageSizeTooLarge)
-}
-
-// explain takes the first of the errors that the client reports for each message of a batch.
+// explain tells what the brokers answered from not having reached them.
 func explain(err error) error {
-	if all, ok := errors.AsType[sarama.ProducerErrors](err); ok && len(all) > 0 {
-		err = all[0].Err
-	}
-	if _, answered := errors.AsType[sarama.KError](err); answered {
-		return err
-	}
-	if _, refused := errors.AsType[sarama.ConfigurationError](err); refused {
+	if _, answered := errors.AsType[*kerr.Error](err); answered {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// marshaler is Watermill's, with the key.
-type marshaler struct{ wkafka.DefaultMarshaler }
-
-func (m marshaler) Marshal(topic string, msg *message.Message) (*sarama.ProducerMessage, error) {
-	out, err := m.DefaultMarshaler.Marshal(topic, msg)
-	if err != nil {
-		return nil, err
+// recordOf encodes a message as Watermill does, with the key.
+func recordOf(topic string, msg *message.Message) (*kgo.Record, error) {
+	if msg.Metadata.Get(wkafka.UUIDHeaderKey) != "" {
+		return nil, fmt.Errorf("the metadata entry %s is Watermill's own", wkafka.UUIDHeaderKey)
 	}
+	record := &kgo.Record{Topic: topic, Value: msg.Payload, Headers: []kgo.RecordHeader{{Key: wkafka.UUIDHeaderKey, Value: []byte(msg.UUID)}}}
 	if key := msg.Metadata.Get(KeyMetadata); key != "" {
-		out.Key = sarama.StringEncoder(key)
+		record.Key = []byte(key)
 	}
-	return out, nil
+	size := len(record.Key) + len(record.Value) + len(msg.UUID)
+	for name, value := range msg.Metadata {
+		record.Headers = append(record.Headers, kgo.RecordHeader{Key: name, Value: []byte(value)})
+		size += len(name) + len(value)
+	}
+	if size >= MaxMessageBytes {
+		return nil, fmt.Errorf("%d bytes: %w", size, kerr.MessageTooLarge)
+	}
+	return record, nil
 }

@@ -65,7 +65,7 @@ func NewSubscriber(brokers []string, group string, log *slog.Logger) (*Subscribe
 	ctx, cancel := context.WithCancel(context.Background())
 	inner, err := wkafka.NewSubscriber(wkafka.SubscriberConfig{
 		Brokers:               brokers,
-		Unmarshaler:           marshaler{},
+		Unmarshaler:           wkafka.DefaultMarshaler{},
 		OverwriteSaramaConfig: config,
 		ConsumerGroup:         group,
 		NackResendSleep:       nackResendWait,

@@ -74,7 +74,7 @@ func Ping(ctx context.Context, brokers []string) error {
 }
 
 func newAdmin(brokers []string) (*kadm.Client, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ClientID("musique"), kgo.DialTimeout(dialTimeout))
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ClientID(clientID), kgo.DialTimeout(dialTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
