@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
@@ -32,7 +34,8 @@ type demoCompany struct {
 	companyID, companyToken string
 }
 
-// demo makes the demo company on a first run with everything embedded, and finds it again on later ones. It is nil where there is none.
+// demo makes the demo company on a first run with everything embedded, and finds it again on later ones. It is nil where there is none that a newcomer
+// could use.
 func (a *app) demo(ctx context.Context) (*demoCompany, error) {
 	if !a.config.demo || !a.parts.allEmbedded {
 		return nil, nil
@@ -65,6 +68,17 @@ func (a *app) demo(ctx context.Context) (*demoCompany, error) {
 		if code := fault.CodeOf(err); err != nil && code != fault.AlreadyExists && code != fault.Conflict {
 			return nil, fmt.Errorf("demo location %s: %w", l.externalID, err)
 		}
+	}
+	history, err := a.parts.store.Load(ctx, company.Stream(made.CompanyID))
+	if err != nil {
+		return nil, fmt.Errorf("demo company: %w", err)
+	}
+	state, err := company.Load(history)
+	if err != nil {
+		return nil, fmt.Errorf("demo company: %w", err)
+	}
+	if state.Suspended || !slices.Contains(a.parts.keys.Hashes(made.CompanyToken), state.TokenHash) {
+		return nil, nil // an operator suspended it, or gave it another token: that one was shown only then
 	}
 	return &demoCompany{made.CompanyID, made.CompanyToken}, nil
 }
