@@ -147,7 +147,7 @@ func deadWriter(t *testing.T, p crowd) {
 	require.False(t, abandon(began.Add(commands.AbandonAfter)), "its writer may live")
 	won := 0
 	for _, a := range atOnce(8, func(int) (bool, error) {
-		return p.At(func() time.Time { return began.Add(commands.AbandonAfter + time.Second) }).AbandonBroadcast.Handle(anyone(t.Context()), commands.AbandonBroadcast{SendID: sendID})
+		return p.At(func() time.Time { return began.Add(commands.AbandonAfter + time.Second) }).AbandonBroadcast.Handle(lasting(t.Context()), commands.AbandonBroadcast{SendID: sendID})
 	}) {
 		require.NoError(t, a.err)
 		if a.result {
@@ -182,7 +182,7 @@ func deadWriterManyRepeats(t *testing.T, p crowd) {
 	cmd := p.broadcast("agree")
 	sendID, _, _ := died(t, p, cmd, time.Now().Add(-commands.AbandonAfter-time.Second))
 	first := 0
-	for _, a := range atOnce(8, func(int) (commands.AudioSent, error) { return p.Commands.SendAudio.Handle(anyone(t.Context()), cmd) }) {
+	for _, a := range atOnce(8, func(int) (commands.AudioSent, error) { return p.Commands.SendAudio.Handle(lasting(t.Context()), cmd) }) {
 		require.NoError(t, a.err)
 		require.Equal(t, sendID, a.result.ID)
 		require.Equal(t, crowdSize, a.result.Total)
@@ -203,7 +203,7 @@ func repeatWaits(t *testing.T, p crowd) {
 	sendID, next, rest := died(t, p, cmd, time.Now().Add(commandstest.Patience))
 	waiting := make(chan attempt[commands.AudioSent], 1)
 	go func() {
-		sent, err := p.Commands.SendAudio.Handle(anyone(t.Context()), cmd)
+		sent, err := p.Commands.SendAudio.Handle(lasting(t.Context()), cmd)
 		waiting <- attempt[commands.AudioSent]{sent, err}
 	}()
 	for _, part := range rest {

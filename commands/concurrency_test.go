@@ -26,7 +26,7 @@ func TestChangesAtOnceAllTakeEffectOrSayConflict(t *testing.T) {
 
 	made := map[string]bool{}
 	for _, a := range atOnce(location.MaxDevices, func(i int) (commands.DeviceEnrolled, error) {
-		return p.Commands.EnrolDevice.Handle(anyone(t.Context()), commands.EnrolDevice{Caller: p.Caller(), ExternalID: "hall", Name: fmt.Sprint(i)})
+		return p.Commands.EnrolDevice.Handle(lasting(t.Context()), commands.EnrolDevice{Caller: p.Caller(), ExternalID: "hall", Name: fmt.Sprint(i)})
 	}) {
 		if a.err != nil {
 			require.NotZero(t, refused(t, a.err, fault.Conflict).RetryAfter)
@@ -44,7 +44,7 @@ func TestChangesAtOnceAllTakeEffectOrSayConflict(t *testing.T) {
 
 	changed := 0
 	for _, a := range atOnce(40, func(i int) (struct{}, error) {
-		return struct{}{}, p.Commands.ChangeLocation.Handle(anyone(t.Context()), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "hall", Name: new(fmt.Sprint("Hall ", i))})
+		return struct{}{}, p.Commands.ChangeLocation.Handle(lasting(t.Context()), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "hall", Name: new(fmt.Sprint("Hall ", i))})
 	}) {
 		if a.err != nil {
 			refused(t, a.err, fault.Conflict)
@@ -67,7 +67,7 @@ func TestOfCompanyTokensRotatedAtOnceTheLastHolds(t *testing.T) {
 	operator := commands.Caller{Actor: "operator"}
 	rotated := []string{p.CompanyToken}
 	for _, a := range atOnce(20, func(int) (string, error) {
-		return p.Commands.RotateCompanyToken.Handle(anyone(t.Context()), commands.RotateCompanyToken{Caller: operator, CompanyID: p.CompanyID})
+		return p.Commands.RotateCompanyToken.Handle(lasting(t.Context()), commands.RotateCompanyToken{Caller: operator, CompanyID: p.CompanyID})
 	}) {
 		if a.err != nil {
 			refused(t, a.err, fault.Conflict)
@@ -101,7 +101,7 @@ func TestOneOfManyRegistersALocation(t *testing.T) {
 		if i%2 == 0 {
 			c = p.Keyed(fmt.Sprint("key ", i))
 		}
-		return p.Commands.RegisterLocation.Handle(anyone(t.Context()), commands.RegisterLocation{Caller: c, ExternalID: "store", Details: location.Details{Name: fmt.Sprint(i)}})
+		return p.Commands.RegisterLocation.Handle(lasting(t.Context()), commands.RegisterLocation{Caller: c, ExternalID: "store", Details: location.Details{Name: fmt.Sprint(i)}})
 	}) {
 		if a.err != nil {
 			require.Equal(t, "externalId", refused(t, a.err, fault.AlreadyExists).Param)
@@ -136,7 +136,7 @@ func TestExternalIDsAndUserIDsAreOneToOne(t *testing.T) {
 		users[asked][userID], owners[given][externalID] = true, true
 	}
 	for _, a := range atOnce(96, func(i int) (struct{}, error) {
-		ctx, p, id := anyone(t.Context()), []commandstest.Partner{one, two}[i%2], ids[i/2%len(ids)]
+		ctx, p, id := lasting(t.Context()), []commandstest.Partner{one, two}[i%2], ids[i/2%len(ids)]
 		c := p.Caller()
 		if i/16%2 == 0 {
 			c = p.Sandbox()

@@ -72,9 +72,9 @@ func TestADeletionAndASendAtOnceHaveOneWinner(t *testing.T) {
 				<-time.After(late)
 			}
 			if i == 0 {
-				return send.Send{}, p.Commands.DeleteAudio.Handle(anyone(t.Context()), commands.DeleteAudio{Caller: p.Caller(), AudioID: id})
+				return send.Send{}, p.Commands.DeleteAudio.Handle(lasting(t.Context()), commands.DeleteAudio{Caller: p.Caller(), AudioID: id})
 			}
-			sent, err := p.Commands.SendAudio.Handle(anyone(t.Context()), cmd)
+			sent, err := p.Commands.SendAudio.Handle(lasting(t.Context()), cmd)
 			return sent.Send, err
 		})
 		deletion, sending := both[0].err, both[1].err
@@ -120,9 +120,9 @@ func TestManySendsAndDeletionsAtOnce(t *testing.T) {
 		deleted, accepted := 0, []string{}
 		for i, a := range atOnce(16, func(i int) (send.Send, error) {
 			if i%4 == 0 {
-				return send.Send{}, p.Commands.DeleteAudio.Handle(anyone(t.Context()), commands.DeleteAudio{Caller: p.Caller(), AudioID: id})
+				return send.Send{}, p.Commands.DeleteAudio.Handle(lasting(t.Context()), commands.DeleteAudio{Caller: p.Caller(), AudioID: id})
 			}
-			sent, err := p.Commands.SendAudio.Handle(anyone(t.Context()), commands.SendAudio{Caller: p.Caller(), AudioID: id, Request: send.Request{Targets: send.Targets{All: true}}})
+			sent, err := p.Commands.SendAudio.Handle(lasting(t.Context()), commands.SendAudio{Caller: p.Caller(), AudioID: id, Request: send.Request{Targets: send.Targets{All: true}}})
 			return sent.Send, err
 		}) {
 			switch {

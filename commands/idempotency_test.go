@@ -164,7 +164,7 @@ func TestAKeyRunsARequestOnceHoweverManyArriveAtOnce(t *testing.T) {
 		first := 0
 		var results []string
 		for _, a := range atOnce(50, func(int) (answer, error) {
-			result, replayed, err := k.run(anyone(t.Context()), p.Commands, p.Keyed("once"), "a")
+			result, replayed, err := k.run(lasting(t.Context()), p.Commands, p.Keyed("once"), "a")
 			return answer{result, replayed}, err
 		}) {
 			require.NoError(t, a.err)
@@ -193,7 +193,7 @@ func TestOneOfTwoBodiesWithAKeyWins(t *testing.T) {
 	each(t, func(t *testing.T, p commandstest.Partner, k keyed) {
 		won := map[int]string{}
 		for i, a := range atOnce(20, func(i int) (answer, error) {
-			result, replayed, err := k.run(anyone(t.Context()), p.Commands, p.Keyed("one"), []string{"a", "bb"}[i%2])
+			result, replayed, err := k.run(lasting(t.Context()), p.Commands, p.Keyed("one"), []string{"a", "bb"}[i%2])
 			return answer{result, replayed}, err
 		}) {
 			if a.err != nil {

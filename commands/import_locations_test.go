@@ -61,7 +61,7 @@ func TestImportsAtOnceCreateEachLocationOnce(t *testing.T) {
 		for _, id := range ids {
 			load.Locations = append(load.Locations, commands.ImportedLocation{ExternalID: id, Details: location.Details{Name: fmt.Sprint(i)}})
 		}
-		results, _, err := p.Commands.ImportLocations.Handle(anyone(t.Context()), load)
+		results, _, err := p.Commands.ImportLocations.Handle(lasting(t.Context()), load)
 		return results, err
 	}) {
 		require.NoError(t, a.err)

@@ -28,14 +28,14 @@ func TestMain(m *testing.M) {
 }
 
 // refused checks that an error is one that callers are told, and gives it.
-func refused(t *testing.T, err error, code fault.Code) *fault.Error {
+func refused(t *testing.T, err error, code fault.Code) fault.Error {
 	t.Helper()
 	require.Error(t, err)
 	var told *fault.Error
 	require.ErrorAs(t, err, &told, "%v", err)
 	require.Equal(t, code, told.Code, told.Message)
 	require.NotEmpty(t, told.Message)
-	return told
+	return *told
 }
 
 // attempt is what came of one of several calls.
@@ -80,7 +80,8 @@ func names(prefix string, n int) []string {
 	return all
 }
 
-func anyone(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
+// lasting is a context that goes on when its test is over: what was begun is finished.
+func lasting(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
 
 func count(history []event.Recorded, eventType string) (n int) {
 	for _, e := range history {

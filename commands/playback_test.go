@@ -24,7 +24,7 @@ type played struct {
 }
 
 func (p played) report(t *testing.T, status string) (delivery.Status, error) {
-	return p.Commands.ReportPlayback.Handle(anyone(t.Context()), commands.ReportPlayback{
+	return p.Commands.ReportPlayback.Handle(lasting(t.Context()), commands.ReportPlayback{
 		Caller: p.Caller(), UserID: p.UserID, DeliveryID: p.DeliveryID, Status: status,
 	})
 }
@@ -71,7 +71,7 @@ func TestReportsAtOnceEndADeliveryOnce(t *testing.T) {
 		ends := map[delivery.Status]bool{}
 		for i, a := range atOnce(16, func(i int) (delivery.Status, error) {
 			if i == 15 {
-				return "", p.Commands.CancelDelivery.Handle(anyone(t.Context()), commands.CancelDelivery{Caller: p.Caller(), Ref: delivery.Ref{
+				return "", p.Commands.CancelDelivery.Handle(lasting(t.Context()), commands.CancelDelivery{Caller: p.Caller(), Ref: delivery.Ref{
 					DeliveryID: p.DeliveryID, SendID: p.SendID, AudioID: p.AudioID, ExternalID: p.ExternalID, UserID: p.UserID,
 				}})
 			}
@@ -199,7 +199,7 @@ func TestASendIsCancelledOnceAndNotWhenItIsOver(t *testing.T) {
 	refused(t, p.Commands.CancelSend.Handle(t.Context(), commands.CancelSend{Caller: p.Caller(), SendID: "snd_none"}), fault.NotFound)
 	won := 0
 	for _, a := range atOnce(10, func(int) (struct{}, error) {
-		return struct{}{}, p.Commands.CancelSend.Handle(anyone(t.Context()), commands.CancelSend{Caller: p.Caller(), SendID: sent.ID})
+		return struct{}{}, p.Commands.CancelSend.Handle(lasting(t.Context()), commands.CancelSend{Caller: p.Caller(), SendID: sent.ID})
 	}) {
 		if a.err == nil {
 			won++

@@ -158,7 +158,7 @@ func TestARepeatReadsWhatTheFirstRequestWrote(t *testing.T) {
 	again := make(chan attempt[any], len(all))
 	for i, k := range all {
 		go func() {
-			result, replayed, err := k.run(anyone(t.Context()), w.Commands, p.Keyed("lag"), "a")
+			result, replayed, err := k.run(lasting(t.Context()), w.Commands, p.Keyed("lag"), "a")
 			if err == nil && !replayed {
 				t.Error(k.name, "was not replayed")
 			}
@@ -181,7 +181,7 @@ func TestARepeatReadsWhatTheFirstRequestWrote(t *testing.T) {
 // visible reports whether the read models show what a keyed command made.
 func visible(t *testing.T, p commandstest.Partner, result any) bool {
 	t.Helper()
-	ctx := anyone(t.Context())
+	ctx := lasting(t.Context())
 	shown := func(err error) bool {
 		if err != nil {
 			if code := fault.CodeOf(err); code != fault.NotFound && code != fault.InvalidToken {

@@ -22,9 +22,8 @@ type RevokeTokenHandler struct{ *tools }
 func (h RevokeTokenHandler) Handle(ctx context.Context, cmd RevokeToken) (tokenID string, err error) {
 	id := cmd.TokenID
 	if id == "" {
-		found := false
-		id, found, err = h.Reads.TokenByHash(ctx, cmd.Caller.CompanyID, h.Keys.Hashes(cmd.Token))
-		if err != nil {
+		var found bool
+		if id, found, err = h.Reads.TokenByHash(ctx, cmd.Caller.CompanyID, h.Keys.Hashes(cmd.Token)); err != nil {
 			return "", err
 		}
 		if !found {

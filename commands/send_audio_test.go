@@ -98,7 +98,7 @@ func TestASendWaitsForALocationThatTheReadModelDoesNotKnowYet(t *testing.T) {
 	require.Equal(t, []string{"new"}, refused(t, err, fault.NotFound).Details["externalIds"], "it waits, and not for ever")
 	sent := make(chan error, 1)
 	go func() {
-		_, err := w.Commands.SendAudio.Handle(anyone(t.Context()), cmd)
+		_, err := w.Commands.SendAudio.Handle(lasting(t.Context()), cmd)
 		sent <- err
 	}()
 	<-time.After(commands.WaitLimit / 10)

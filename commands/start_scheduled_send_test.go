@@ -36,7 +36,7 @@ func TestAScheduledSendStartsOnceAtEachLocation(t *testing.T) {
 		_, err = p.Store.Append(t.Context(), send.Stream(sent.ID), eventstore.Exact(0), propose(p, due, some.Start(due)[:7]...)...)
 		require.NoError(t, err)
 		for _, a := range atOnce(8, func(int) (bool, error) {
-			_, more, err := at(due.Add(-send.Lead)).StartScheduledSend.Handle(anyone(t.Context()), commands.StartScheduledSend{SendID: sent.ID})
+			_, more, err := at(due.Add(-send.Lead)).StartScheduledSend.Handle(lasting(t.Context()), commands.StartScheduledSend{SendID: sent.ID})
 			return more, err
 		}) {
 			require.NoError(t, a.err)
@@ -97,9 +97,9 @@ func TestNothingStartsAfterACancellation(t *testing.T) {
 		h := p.At(func() time.Time { return due })
 		for _, a := range atOnce(4, func(i int) (struct{}, error) {
 			if i == 0 {
-				return struct{}{}, p.Commands.CancelSend.Handle(anyone(t.Context()), commands.CancelSend{Caller: p.Caller(), SendID: sent.ID})
+				return struct{}{}, p.Commands.CancelSend.Handle(lasting(t.Context()), commands.CancelSend{Caller: p.Caller(), SendID: sent.ID})
 			}
-			_, more, err := h.StartScheduledSend.Handle(anyone(t.Context()), commands.StartScheduledSend{SendID: sent.ID})
+			_, more, err := h.StartScheduledSend.Handle(lasting(t.Context()), commands.StartScheduledSend{SendID: sent.ID})
 			require.False(t, more)
 			return struct{}{}, err
 		}) {

@@ -41,9 +41,9 @@ func TestATokenIsRevokedOnceAndAcceptedNowhereFromThenOn(t *testing.T) {
 			if (i+round)%2 == 0 {
 				cmd.TokenID, cmd.Token = "", made.Token
 			}
-			id, err := p.Commands.RevokeToken.Handle(anyone(t.Context()), cmd)
+			id, err := p.Commands.RevokeToken.Handle(lasting(t.Context()), cmd)
 			// Whatever the answer is, from it on the token is nobody's.
-			_, used := tokens.Authenticate(anyone(t.Context()), p.Pool, p.Keys.Hashes(made.Token), p.Plans, time.Now())
+			_, used := tokens.Authenticate(lasting(t.Context()), p.Pool, p.Keys.Hashes(made.Token), p.Plans, time.Now())
 			if fault.CodeOf(used) != fault.InvalidToken {
 				t.Errorf("a revoked token is accepted: %v", used)
 			}
@@ -78,20 +78,20 @@ func TestARevocationThatDoesNotHoldYetIsNotAnswered(t *testing.T) {
 		again  fault.Code
 	}{
 		{func() error {
-			_, err := w.Commands.RevokeToken.Handle(anyone(t.Context()), commands.RevokeToken{Caller: p.Caller(), TokenID: made.TokenID})
+			_, err := w.Commands.RevokeToken.Handle(lasting(t.Context()), commands.RevokeToken{Caller: p.Caller(), TokenID: made.TokenID})
 			return err
 		}, fault.InvalidToken},
 		{func() error {
-			return w.Commands.RevokeDevice.Handle(anyone(t.Context()), commands.RevokeDevice{Caller: p.Caller(), ExternalID: "hall", DeviceID: device.DeviceID})
+			return w.Commands.RevokeDevice.Handle(lasting(t.Context()), commands.RevokeDevice{Caller: p.Caller(), ExternalID: "hall", DeviceID: device.DeviceID})
 		}, fault.NotFound},
 		{func() error {
-			return w.Commands.RemoveLocation.Handle(anyone(t.Context()), commands.RemoveLocation{Caller: p.Caller(), ExternalID: "gone"})
+			return w.Commands.RemoveLocation.Handle(lasting(t.Context()), commands.RemoveLocation{Caller: p.Caller(), ExternalID: "gone"})
 		}, fault.NotFound},
 		{func() error {
-			return w.Commands.SuspendCompany.Handle(anyone(t.Context()), commands.SuspendCompany{Caller: operator, CompanyID: suspended.CompanyID})
+			return w.Commands.SuspendCompany.Handle(lasting(t.Context()), commands.SuspendCompany{Caller: operator, CompanyID: suspended.CompanyID})
 		}, ""},
 		{func() error {
-			return w.Commands.ChangePlan.Handle(anyone(t.Context()), commands.ChangePlan{Caller: operator, CompanyID: p.CompanyID, Plan: "plus"})
+			return w.Commands.ChangePlan.Handle(lasting(t.Context()), commands.ChangePlan{Caller: operator, CompanyID: p.CompanyID, Plan: "plus"})
 		}, ""},
 	}
 	revoke := func() []attempt[struct{}] {

@@ -120,7 +120,7 @@ func TestBytesThatLostAreNotKept(t *testing.T) {
 		for i, a := range atOnce(9, func(i int) (commands.AudioUploaded, error) {
 			cmd := commandstest.Uploading(p.Keyed(key), commandstest.Sound(time.Duration(100*(i%3+1))*time.Millisecond))
 			cmd.Details.Name = []string{"a", "b"}[i%2]
-			return p.Commands.UploadAudio.Handle(anyone(t.Context()), cmd)
+			return p.Commands.UploadAudio.Handle(lasting(t.Context()), cmd)
 		}) {
 			if a.err != nil {
 				refused(t, a.err, fault.Conflict)
@@ -141,7 +141,7 @@ func TestUploadsWhoseCallersLeaveAreWholeOrNot(t *testing.T) {
 	p := world.Partner(t)
 	file := commandstest.Sound(200 * time.Millisecond)
 	atOnce(60, func(i int) (struct{}, error) {
-		ctx, leave := context.WithTimeout(anyone(t.Context()), time.Duration(i)*250*time.Microsecond)
+		ctx, leave := context.WithTimeout(lasting(t.Context()), time.Duration(i)*250*time.Microsecond)
 		defer leave()
 		_, err := p.Commands.UploadAudio.Handle(ctx, commandstest.Uploading(p.Caller(), file))
 		return struct{}{}, err
@@ -207,7 +207,7 @@ func TestAPartThatIsAwayLeavesNothingHalfDone(t *testing.T) {
 	stop()
 	all := keyedCommands(p, audioID)
 	for i, a := range atOnce(len(all), func(i int) (any, error) {
-		result, _, err := all[i].run(anyone(t.Context()), w.Commands, p.Keyed("down"), "a")
+		result, _, err := all[i].run(lasting(t.Context()), w.Commands, p.Keyed("down"), "a")
 		return result, err
 	}) {
 		require.ErrorIs(t, a.err, eventstore.ErrUnavailable, all[i].name)

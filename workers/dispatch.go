@@ -94,7 +94,7 @@ func (w *Dispatch) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer publisher.Close() //nolint:errcheck // what it published is acknowledged
+	defer publisher.Close()
 	w.publisher = publisher
 	return follower{
 		Deps: w.Deps, name: "dispatch",

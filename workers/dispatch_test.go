@@ -133,7 +133,6 @@ func flat(lists map[string][]string) (all []string) {
 type topic struct {
 	mu       sync.Mutex
 	messages []workers.Dispatched
-	keys     []string
 }
 
 func (w *world) listen(t *testing.T) *topic {

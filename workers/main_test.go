@@ -44,7 +44,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{World: commandstest.New(t, commandstest.Store(t)), ahead: &atomic.Int64{}}
-	w.Deps.Now = w.now
+	w.Now = w.now
 	w.Commands = commands.New(w.Deps)
 	require.NoError(t, workers.Migrate(t.Context(), w.Pool))
 	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})

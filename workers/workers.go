@@ -87,7 +87,7 @@ func (f follower) run(ctx context.Context) error {
 		subscriber := eventstore.NewSubscriber(f.Store, eventstore.SubscriberConfig{
 			Types: f.types, Checkpoint: func(context.Context) (event.Position, error) { return at, nil }, Log: f.Log,
 		})
-		defer subscriber.Close() //nolint:errcheck // it waits for the subscription's end and never fails
+		defer subscriber.Close()
 		pages, err := subscriber.Subscribe(ctx, f.name)
 		if err != nil {
 			return err
@@ -139,11 +139,7 @@ func (f follower) apply(ctx context.Context, at event.Position, page eventstore.
 // with the process, and work ends when the connection does.
 func (d Deps) lead(ctx context.Context, name string, work func(context.Context) error) error {
 	for ctx.Err() == nil {
-		err := d.leadOnce(ctx, name, work)
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil {
+		if err := d.leadOnce(ctx, name, work); err != nil && ctx.Err() == nil {
 			d.Log.Warn("a worker stopped; it starts again", "worker", name, "error", err)
 		}
 		select {
@@ -199,8 +195,7 @@ func (d Deps) leadOnce(ctx context.Context, name string, work func(context.Conte
 			cancel()
 			if err != nil {
 				stop()
-				<-done
-				return fmt.Errorf("the lock of %s is lost: %w", name, err)
+				return errors.Join(fmt.Errorf("the lock of %s is lost: %w", name, err), <-done)
 			}
 		}
 	}

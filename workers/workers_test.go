@@ -102,10 +102,10 @@ func TestAPageThatFailsIsDoneWhole(t *testing.T) {
 			for _, e := range events {
 				batch.Queue("INSERT INTO seen (id, position) VALUES ($1, $2)", e.ID.String(), int64(e.Position.Commit))
 			}
-			switch n := failures.Add(1); {
-			case n%3 == 1:
+			switch failures.Add(1) % 3 {
+			case 1:
 				return errors.New("it cannot be done")
-			case n%3 == 2:
+			case 2:
 				batch.Queue("SELECT 1 / 0")
 			}
 			return nil

@@ -72,7 +72,7 @@ func (h *Hub) Run(ctx context.Context) error {
 	for {
 		err := h.listen(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it was told to end
 		}
 		h.log.Warn("the inbox's notifications cannot be listened to; connecting again", "error", err)
 		select {
