@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/domain/company"
+	"github.com/musique/musique/infra/postgres"
 )
 
 // TestAPI runs everything against one world, each test with companies of its own.
@@ -51,6 +53,7 @@ func TestAPI(t *testing.T) {
 		"requests are logged":                              logs,
 		"the last requests are logged after a stop":        logsSurviveAStop,
 		"health asks each part":                            health,
+		"health is told while the database is silent":      healthInSilence,
 		"operators":                                        operators,
 		"the document is valid":                            documentIsValid,
 		"the document is published":                        documentIsPublished,
@@ -777,6 +780,30 @@ func health(t *testing.T, w *world) {
 	_, url, ops = w.serve(t, config)
 	require.Equal(t, "down", ok[state](t, call(t, http.MethodGet, url+v1+"/health", p.token, nil), http.StatusOK).Status)
 	require.Equal(t, http.StatusServiceUnavailable, call(t, http.MethodGet, ops+"/readyz", "", nil).StatusCode)
+}
+
+func healthInSilence(t *testing.T, w *world) {
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0") // connections are made, and nothing is said
+	require.NoError(t, err)
+	t.Cleanup(func() { listener.Close() })
+	config := w.config
+	config.Pool, err = postgres.Connect(t.Context(), "postgres://musique@"+listener.Addr().String()+"/musique?sslmode=disable")
+	require.NoError(t, err)
+	t.Cleanup(config.Pool.Close)
+	config.Checks.Database = config.Pool.Ping
+	_, url, _ := w.serve(t, config)
+	began := time.Now()
+	got := ok[struct {
+		Status   string
+		Services map[string]string
+	}](t, call(t, http.MethodGet, url+v1+"/health", "msk_live_"+strings.Repeat("a", 43), nil), http.StatusOK)
+	require.Equal(t, "down", got.Status)
+	require.Equal(t, "down", got.Services["database"])
+	require.Equal(t, "healthy", got.Services["eventStore"])
+	require.Less(t, time.Since(began), 5*time.Second, "whoever watches the health does not wait for ever")
+	r := call(t, http.MethodGet, url+v1+"/audio", "msk_live_"+strings.Repeat("a", 43), nil)
+	refused(t, r, http.StatusServiceUnavailable, "service_unavailable")
+	require.NotEmpty(t, r.Header.Get("Retry-After"))
 }
 
 func operators(t *testing.T, w *world) {

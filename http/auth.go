@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -43,7 +44,13 @@ func (s *Server) servePartner(c *call) error {
 			return err
 		}
 	case byToken:
-		if err := c.authenticate(); err != nil {
+		ctx := c.ctx()
+		if c.route.evenInOutage { // and not long after
+			bounded, cancel := context.WithTimeout(ctx, checkTimeout)
+			defer cancel()
+			ctx = bounded
+		}
+		if err := c.authenticate(ctx); err != nil {
 			if c.route.evenInOutage && fault.CodeOf(err) == fault.Internal { // not one that says who the caller is or is not
 				break
 			}
@@ -60,7 +67,7 @@ func (s *Server) servePartner(c *call) error {
 func (s *Server) lostPartner(c *call, lost error) error {
 	c.documented = true
 	if presentedToken(c.r.Header) != "" {
-		if err := c.authenticate(); fault.CodeOf(err) == fault.RateLimitExceeded {
+		if err := c.authenticate(c.ctx()); fault.CodeOf(err) == fault.RateLimitExceeded {
 			return err
 		}
 	}
@@ -68,7 +75,7 @@ func (s *Server) lostPartner(c *call, lost error) error {
 }
 
 // authenticate finds out who the caller is and counts the request, in one round trip to the database.
-func (c *call) authenticate() error {
+func (c *call) authenticate(ctx context.Context) error {
 	token := presentedToken(c.r.Header)
 	if token == "" {
 		return errNoToken
@@ -78,7 +85,7 @@ func (c *call) authenticate() error {
 	}
 	s := c.server
 	now := s.now()
-	caller, err := tokens.Authenticate(c.ctx(), s.pool, s.keys.Hashes(token), s.plans, now)
+	caller, err := tokens.Authenticate(ctx, s.pool, s.keys.Hashes(token), s.plans, now)
 	c.caller = caller
 	c.windows = caller.Windows
 	setRateHeaders(c.w.Header(), c.windows, now)
