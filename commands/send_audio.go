@@ -80,7 +80,11 @@ func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (AudioSent,
 	}
 	stands := make(chan error, 1)
 	go func() { stands <- h.stands(ctx, cmd.AudioID, recorded) }()
-	h.settle(ctx, position, Sends)
+	shown := []string{Sends}
+	if cmd.Request.ScheduleAt == nil && cmd.Request.LocalTime == "" { // the audio has its recipients already
+		shown = append(shown, Library)
+	}
+	h.settle(ctx, position, shown...)
 	if err := <-stands; err != nil {
 		return AudioSent{}, h.undo(ctx, id, meta, err)
 	}

@@ -54,11 +54,11 @@ func TestAPI(t *testing.T) {
 		"the last requests are logged after a stop":        logsSurviveAStop,
 		"health asks each part":                            health,
 		"health is told while the database is silent":      healthInSilence,
-		"operators":                                        operators,
-		"the document is valid":                            documentIsValid,
-		"the document is published":                        documentIsPublished,
-		"the examples of the document work":                examplesWork,
-		"the commands of the guides work":                  guidesWork,
+		"operators":                         operators,
+		"the document is valid":             documentIsValid,
+		"the document is published":         documentIsPublished,
+		"the examples of the document work": examplesWork,
+		"the commands of the guides work":   guidesWork,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -375,6 +375,7 @@ func sendIsProved(t *testing.T, w *world) {
 	})
 	audio := p.upload("Clip")
 	sent := p.send(audio.AudioID, object{"externalIds": []string{"store_001"}, "priority": "high", "volume": 0, "repeat": 2})
+	require.Equal(t, 1.0, ok[struct{ Stats object }](t, p.get("/audio/"+audio.AudioID), http.StatusOK).Stats["totalRecipients"], "who sent reads it at once")
 	e := player.next("deliver")
 	require.Equal(t, sent.SendID, e.data["sendId"])
 	require.Equal(t, 0.0, e.data["volume"])
