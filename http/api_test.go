@@ -115,6 +115,10 @@ func tokensAreLimited(t *testing.T, w *world) {
 	require.Equal(t, []any{"audio.delete"}, e.Error.Details["required"])
 	refused(t, reader.call(http.MethodDelete, "/auth", object{"tokenId": "tok_other"}), http.StatusForbidden, "insufficient_scope")
 	refused(t, reader.call(http.MethodDelete, "/auth", object{"token": "msk_live_other"}), http.StatusForbidden, "insufficient_scope")
+	for _, empty := range []string{"token", "tokenId"} {
+		refused(t, reader.call(http.MethodDelete, "/auth", object{empty: ""}), http.StatusBadRequest, "invalid_format") // and revokes nothing
+	}
+	ok[[]object](t, reader.get("/audio"), http.StatusOK)
 	brief := p.as("brief", object{"expiresIn": 1})
 	eventually(t, "the token never expired", func() bool { return brief.get("/audio").StatusCode == http.StatusUnauthorized })
 	refused(t, brief.get("/audio"), http.StatusUnauthorized, "expired_token")
@@ -505,6 +509,7 @@ func refusedSends(t *testing.T, w *world) {
 	require.Equal(t, map[string]string{"volume": "invalid_format", "repeat": "out_of_range", "externalIds": "missing_field", "odd": "invalid_format"},
 		failing(refused(t, send(object{"volume": 1.5, "repeat": 99, "odd": true}), http.StatusBadRequest, "invalid_format")))
 	refused(t, send(object{}), http.StatusBadRequest, "missing_field")
+	refused(t, send(to("localTime", "")), http.StatusBadRequest, "invalid_format")
 	refused(t, send(object{"all": true, "externalIds": []string{"r1"}}), http.StatusBadRequest, "invalid_format")
 	e := refused(t, send(object{"externalIds": []string{"ghost", "r1", "spook"}}), http.StatusNotFound, "not_found")
 	require.ElementsMatch(t, []any{"ghost", "spook"}, e.Error.Details["externalIds"])
@@ -519,6 +524,8 @@ func locationsLive(t *testing.T, w *world) {
 	require.Nil(t, made["lastSeenAt"])
 	require.Equal(t, object{"type": "player"}, made["channel"])
 	refused(t, p.post("/locations", object{"externalId": "n:1", "name": "North"}), http.StatusConflict, "already_exists")
+	require.Equal(t, "channel.type", refused(t, p.post("/locations", object{"externalId": "n:2", "name": "x", "channel": object{}}), http.StatusBadRequest, "missing_field").Error.Param)
+	require.Equal(t, "channel.url", refused(t, p.post("/locations", object{"externalId": "n:2", "name": "x", "channel": object{"type": "player", "url": ""}}), http.StatusBadRequest, "invalid_format").Error.Param)
 	e := refused(t, p.post("/locations", object{"externalId": "bad id", "timezone": "Mars/Olympus", "tags": "north", "channel": object{"type": 1}}), http.StatusBadRequest, "invalid_format")
 	require.Equal(t, []string{"channel.type", "externalId", "name", "tags", "timezone"}, sortedKeys(failing(e)))
 	got := ok[object](t, p.get("/locations/n:1"), http.StatusOK)

@@ -57,7 +57,7 @@ func (c *call) readOptionalObject() (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(bytes.TrimSpace(raw)) == 0 {
+	if len(raw) == 0 {
 		return parseObject([]byte("{}"))
 	}
 	if err := requireMediaType(c.r.Header, "application/json"); err != nil {
@@ -247,6 +247,18 @@ func (o *object) optionalText(name string) *string {
 		return nil
 	}
 	return &s
+}
+
+// filled reads a string that says something if it is given; "" if it is not.
+func (o *object) filled(name string) string {
+	s := o.optionalText(name)
+	if s == nil {
+		return ""
+	}
+	if *s == "" {
+		o.fail(name, fault.InvalidFormat, "%s is empty; give a value, or leave it out.", o.path+name)
+	}
+	return *s
 }
 
 // oneOf reads a string that has certain values; "" if it is not given.

@@ -81,7 +81,10 @@ func readChannel(o *object) *location.Channel {
 	if inner == nil {
 		return nil
 	}
-	channel := &location.Channel{Type: inner.text("type"), URL: inner.text("url")}
+	channel := &location.Channel{Type: inner.filled("type"), URL: inner.filled("url")}
+	if !inner.has("type") {
+		inner.fail("type", fault.MissingField, "channel.type is player or http.")
+	}
 	inner.refuseUnknown()
 	return channel
 }

@@ -46,6 +46,8 @@ func (q *query) text(name string) string {
 	switch v := all[0]; {
 	case len(all) > 1:
 		q.failed.Add(name, fault.InvalidFormat, "%s is given %d times; give it once.", name, len(all))
+	case v == "":
+		q.failed.Add(name, fault.InvalidFormat, "%s is empty; give a value, or leave it out.", name)
 	case len(v) > maxQueryValue:
 		q.failed.Add(name, fault.OutOfRange, "%s is longer than %d bytes.", name, maxQueryValue)
 	case !utf8.ValidString(v) || strings.ContainsRune(v, 0):

@@ -16,12 +16,23 @@ func queryOf(raw string) *query {
 }
 
 func TestStatusesAreReadAsRanges(t *testing.T) {
-	for text, want := range map[string][2]int{"": {0, 0}, "404": {404, 404}, "4xx": {400, 499}, "5XX": {500, 599}} {
+	for text, want := range map[string][2]int{"404": {404, 404}, "4xx": {400, 499}, "5XX": {500, 599}} {
 		q := queryOf("status=" + text)
 		first, last := q.statuses("status")
 		require.NoError(t, q.err())
 		require.Equal(t, want, [2]int{first, last})
 	}
+}
+
+func TestAnEmptyParameterIsNotLeftOut(t *testing.T) {
+	q := queryOf("limit=&cursor=&status=&online=")
+	require.Equal(t, defaultPage, q.limit())
+	require.Empty(t, q.text("cursor"))
+	first, last := q.statuses("status")
+	require.Equal(t, [2]int{}, [2]int{first, last})
+	require.Nil(t, q.flag("online"))
+	require.Len(t, q.failed, 4)
+	require.Equal(t, fault.InvalidFormat, fault.CodeOf(q.err()))
 }
 
 func TestDaysAreWholeDays(t *testing.T) {

@@ -66,7 +66,7 @@ func readSend(o *object) send.Request {
 	return send.Request{
 		Targets:    send.Targets{ExternalIDs: o.texts("externalIds"), All: o.flag("all"), Tags: o.texts("tags")},
 		ScheduleAt: o.moment("scheduleAt"),
-		LocalTime:  o.text("localTime"),
+		LocalTime:  o.filled("localTime"),
 		Priority:   o.oneOf("priority", send.Priorities...),
 		Repeat:     narrow(o.integer("repeat")),
 		Volume:     narrow(o.integer("volume")),

@@ -58,7 +58,7 @@ func readIssueToken(c *call) (commands.IssueToken, error) {
 		return commands.IssueToken{}, err
 	}
 	cmd := commands.IssueToken{
-		Caller: caller, CompanyToken: o.text("companyToken"), ExternalID: o.text("externalId"), Environment: o.text("environment"), Name: o.text("name"),
+		Caller: caller, CompanyToken: o.text("companyToken"), ExternalID: o.text("externalId"), Environment: o.filled("environment"), Name: o.text("name"),
 		Permissions: o.texts("permissions"),
 	}
 	if seconds := o.integer("expiresIn"); seconds != nil {
@@ -108,7 +108,7 @@ func (s *Server) revokeToken(c *call) error {
 	if err != nil {
 		return err
 	}
-	secret, id := o.text("token"), o.text("tokenId")
+	secret, id := o.filled("token"), o.filled("tokenId")
 	if secret != "" && id != "" {
 		o.fail("tokenId", fault.InvalidFormat, "Give token or tokenId, not both.")
 	}

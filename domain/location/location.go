@@ -37,6 +37,9 @@ const (
 	ChannelHTTP   = "http"
 )
 
+// urlPattern is the characters of a URI (RFC 3986 §2): others, which url.Parse lets through, are written as percent escapes.
+var urlPattern = regexp.MustCompile(`^(?i:https?)://[0-9A-Za-z%._~:/?#\[\]@!$&'()*+,;=-]+$`)
+
 var externalIDPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 
 // ValidExternalID reports whether a partner may call a location so.
@@ -199,7 +202,7 @@ func (d Details) Check(fields *fault.Fields) {
 	case ChannelHTTP:
 		if d.Channel.URL == "" {
 			fields.Add("channel.url", fault.MissingField, "A channel of type http needs a url.")
-		} else if u, err := url.Parse(d.Channel.URL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || len(d.Channel.URL) > maxURLBytes {
+		} else if u, err := url.Parse(d.Channel.URL); err != nil || !urlPattern.MatchString(d.Channel.URL) || u.Hostname() == "" || len(d.Channel.URL) > maxURLBytes {
 			fields.Add("channel.url", fault.InvalidFormat, "The url is an absolute http or https URL of at most %d bytes.", maxURLBytes)
 		}
 	default:

@@ -315,6 +315,7 @@ func TestDetails(t *testing.T) {
 		"an endpoint of a port only":     {channel("http", "https://:8443/in"), bad("channel.url", fault.InvalidFormat)},
 		"an endpoint of another scheme":  {channel("http", "file:///etc/passwd"), bad("channel.url", fault.InvalidFormat)},
 		"an endpoint that is none":       {channel("http", "https://radio example/\x7f"), bad("channel.url", fault.InvalidFormat)},
+		"an endpoint beyond ASCII":       {channel("http", "https://rädio.example/in"), bad("channel.url", fault.InvalidFormat)},
 		"a player with an endpoint":      {channel("player", "https://radio.example/in"), bad("channel.url", fault.InvalidFormat)},
 		"an endpoint without a type":     {channel("", "https://radio.example/in"), bad("channel.url", fault.InvalidFormat)},
 		"a channel of another type":      {channel("fax", ""), bad("channel.type", fault.OutOfRange)},
