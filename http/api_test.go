@@ -394,6 +394,8 @@ func sendIsProved(t *testing.T, w *world) {
 		ok[object](t, w.report(t, d.Token, delivery, status), http.StatusOK)
 	}
 	refused(t, w.report(t, d.Token, delivery, "eaten"), http.StatusBadRequest, "invalid_format")
+	before := call(t, http.MethodPost, w.url+"/api/player/v1/deliveries/"+delivery, "", object{"status": "playing", "at": "0000-01-01T00:00:00+01:00"}, header{"Authorization", "Bearer " + d.Token})
+	require.Equal(t, "at", refused(t, before, http.StatusBadRequest, "invalid_format").Error.Param)
 	eventually(t, "the send never became sent", func() bool {
 		return ok[accepted](t, p.get("/sends/"+sent.SendID), http.StatusOK).Status == "sent"
 	})

@@ -354,12 +354,19 @@ func (o *object) moment(name string) *time.Time {
 	}
 	var s string
 	if json.Unmarshal(raw, &s) == nil {
-		if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		if t, ok := parseMoment(s); ok {
 			return &t
 		}
 	}
 	o.fail(name, fault.InvalidFormat, "%s must be an RFC 3339 time with an offset, like 2026-12-24T09:00:00Z.", o.path+name)
 	return nil
+}
+
+// parseMoment reads an RFC 3339 time. One whose year in UTC has not four digits can be read, by its offset, and never written again.
+func parseMoment(text string) (t time.Time, ok bool) {
+	t, err := time.Parse(time.RFC3339Nano, text)
+	year := t.UTC().Year()
+	return t, err == nil && year >= 0 && year <= 9999
 }
 
 // object reads an object inside this one; nil if it is not given.

@@ -62,6 +62,20 @@ func TestFieldsAreRead(t *testing.T) {
 	require.NoError(t, o.err())
 }
 
+func TestMomentsAreThoseThatCanBeWrittenAgain(t *testing.T) {
+	for text, good := range map[string]bool{
+		"2027-06-01T12:00:00-03:00": true, "2027-06-01T12:00:00.123456789Z": true, "0000-01-01T00:00:00Z": true, "9999-12-31T23:59:59Z": true,
+		"0000-01-01T00:00:00+01:00": false, "9999-12-31T23:59:59-01:00": false, "10000-01-01T00:00:00Z": false, "2027-06-01T12:00:00": false, "2027-06-01": false, "": false,
+	} {
+		at, ok := parseMoment(text)
+		require.Equal(t, good, ok, text)
+		if ok {
+			_, err := json.Marshal(at.UTC())
+			require.NoError(t, err, text)
+		}
+	}
+}
+
 func TestArraysAreReadUpToTheirBounds(t *testing.T) {
 	o, err := parseObject([]byte(`{"rows": [{}, {}, {}], "names": [` + strings.Repeat(`"",`, maxTexts) + `""], "few": ["` + strings.Repeat(`","`, maxTexts-1) + `"], "none": [], "text": "[]", "odd": [1]}`))
 	require.NoError(t, err)

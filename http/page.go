@@ -82,8 +82,8 @@ func (q *query) moment(name string) *time.Time {
 	if v == "" {
 		return nil
 	}
-	t, err := time.Parse(time.RFC3339Nano, v)
-	if err != nil {
+	t, ok := parseMoment(v)
+	if !ok {
 		q.failed.Add(name, fault.InvalidFormat, "%s must be an RFC 3339 time with an offset, like 2026-12-24T09:00:00Z.", name)
 		return nil
 	}
