@@ -225,34 +225,30 @@ func TestTombstonedStreamAndItsSubscribers(t *testing.T) {
 func TestReadsOfManyPages(t *testing.T) {
 	b := newBench(t)
 	stream := b.stream()
-	const total, perAppend = 5000, 1000
-	var first uint64
-	for i := range total / perAppend {
-		written := b.mustAppend(stream, esdb.Any{}, newEvents(perAppend)...)
-		if i == 0 {
-			first = written.CommitPosition - perAppend + 1
-		}
+	const total, perAppend = 2500, 500
+	for range total / perAppend {
+		b.mustAppend(stream, esdb.Any{}, newEvents(perAppend)...)
 	}
-	for _, count := range []uint64{1, 1023, 1024, 1025, 4999, 5000, 1 << 62} {
+	for _, count := range []uint64{1, 1024, 1025, 1 << 62} {
 		want := int(min(count, total))
 		got, err := b.read(stream, esdb.ReadStreamOptions{From: esdb.Start{}}, count)
 		require.NoError(b, err)
-		require.Len(t, got, want)
+		require.Equal(t, want, len(got))
 		for i, e := range got {
 			require.Equal(t, uint64(i), e.EventNumber)
 		}
 		got, err = b.read(stream, esdb.ReadStreamOptions{Direction: esdb.Backwards, From: esdb.End{}}, count)
 		require.NoError(b, err)
-		require.Len(t, got, want)
+		require.Equal(t, want, len(got))
 		for i, e := range got {
 			require.Equal(t, uint64(total-1-i), e.EventNumber)
 		}
 	}
-	got, err := b.read(stream, esdb.ReadStreamOptions{Direction: esdb.Backwards, From: esdb.Revision(3000)}, 1<<62)
+	got, err := b.read(stream, esdb.ReadStreamOptions{Direction: esdb.Backwards, From: esdb.Revision(2000)}, 1<<62)
 	require.NoError(b, err)
-	require.Len(t, got, 3001)
+	require.Equal(t, 2001, len(got))
 
-	all := b.readAll(esdb.ReadAllOptions{From: esdb.Position{Commit: first, Prepare: first}}, 4*total)
+	all := b.readAll(esdb.ReadAllOptions{From: got[2000].Position}, 4*total)
 	next := uint64(0)
 	for _, e := range all {
 		if e.StreamID == stream {
@@ -263,7 +259,7 @@ func TestReadsOfManyPages(t *testing.T) {
 	require.Equal(t, uint64(total), next)
 	end := all[len(all)-1].Position
 	back := b.readAll(esdb.ReadAllOptions{Direction: esdb.Backwards, From: end}, uint64(len(all)-1))
-	require.Len(t, back, len(all)-1)
+	require.Equal(t, len(all)-1, len(back))
 	for i, e := range back {
 		require.Equal(t, all[len(all)-2-i].EventID, e.EventID)
 	}
