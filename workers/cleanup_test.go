@@ -53,21 +53,24 @@ func TestBroadcastsWhoseWriterDiedAreAbandoned(t *testing.T) {
 	p := w.Partner(t)
 	id := p.Upload(t, p.Caller())
 	w.start(t, schedule)
-	open := func(more ...event.Payload) string {
+	open := func(sealed bool) string {
 		t.Helper()
 		sendID := newSendID()
 		meta, payloads := crowd(p, sendID, id, 10)
 		meta.Time = w.now()
 		send.Unseal(payloads)
-		w.append(t, meta, send.Stream(sendID), append(payloads, more...)...)
+		if sealed {
+			payloads = append(payloads, send.BroadcastSealed{SendID: sendID, Total: len(payloads)})
+		}
+		w.append(t, meta, send.Stream(sendID), payloads...)
 		return sendID
 	}
-	died := open()
-	done := open(send.BroadcastSealed{})
-	eventually(t, func() bool { return w.rows(t, "open_broadcast") > 0 })
+	died := open(false)
+	done := open(true)
 	w.set(w.now().Add(time.Hour))
-	young := open()
-	eventually(t, func() bool { return w.rows(t, "open_broadcast") == 2 })
+	young := open(false)
+	w.passed(t, "schedule", w.append(t, event.Metadata{}, "end", send.Cancelled{SendID: "none"}))
+	require.Equal(t, 2, w.rows(t, "open_broadcast"))
 	w.clean(t)
 	require.Len(t, p.History(t, send.Stream(died)), 11)
 	require.Equal(t, send.BroadcastAbandoned{}.EventType(), p.Types(t, send.Stream(died))[10])
