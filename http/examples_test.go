@@ -33,6 +33,7 @@ func (w *world) shop(t *testing.T) shop {
 	t.Helper()
 	p := w.partner(t)
 	ok[object](t, p.post("/locations", object{"externalId": "store_001", "name": "Main Street", "tags": []string{"north"}}), http.StatusCreated)
+	p.location("import") // which is at a path of its own in the document
 	s := shop{partner: p, device: p.device("store_001")}
 	sent := p.send(p.upload("Sent").AudioID, object{"externalIds": []string{"store_001"}})
 	deliveries := ok[[]struct{ DeliveryID string }](t, p.get("/sends/"+sent.SendID+"/deliveries"), http.StatusOK)

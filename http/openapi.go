@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -106,6 +107,9 @@ func openapiDocument(routes []*route) ([]byte, error) {
 			return nil, fmt.Errorf("openapi: %s: %w", r.operation, err)
 		}
 	}
+	if err := a.addHidden(routes); err != nil {
+		return nil, err
+	}
 	for name := range words.operations {
 		if !a.used[name] {
 			return nil, fmt.Errorf("openapi: %s is described, and there is no such route", name)
@@ -141,13 +145,65 @@ func (a *assembly) add(r *route) error {
 			return err
 		}
 		template := pathTemplate(path)
-		at := slices.IndexFunc(a.paths, func(m member) bool { return m.name == template })
-		if at < 0 {
-			at, a.paths = len(a.paths), append(a.paths, member{template, node{}})
+		if a.at(template) == nil {
+			a.paths = append(a.paths, member{template, node{}})
 		}
-		a.paths[at].value.(node)[strings.ToLower(r.method)] = described //nolint:forcetypeassert // added above
+		a.at(template)[strings.ToLower(r.method)] = described
 	}
 	return nil
+}
+
+// at is what there is at a path; nil if it has none.
+func (a *assembly) at(template string) node {
+	for _, m := range a.paths {
+		if m.name == template {
+			item, _ := m.value.(node)
+			return item
+		}
+	}
+	return nil
+}
+
+// addHidden adds to a path what another path with a variable has there too: a location may be called import. OpenAPI 3.1 §4.8.8.2 finds the concrete path
+// and looks no further.
+func (a *assembly) addHidden(routes []*route) error {
+	for _, m := range a.paths {
+		for _, r := range routes {
+			method := strings.ToLower(r.method)
+			hidden := slices.IndexFunc(r.paths, func(path string) bool { return pathTemplate(path) != m.name && pathRegexp(path).MatchString(m.name) })
+			if r.outside || hidden < 0 || a.at(m.name)[method] != nil {
+				continue
+			}
+			op := *a.words.operations[r.operation]
+			op.Parameters = slices.DeleteFunc(slices.Clone(op.Parameters), func(p any) bool { return a.inPath(p) != "" })
+			also := *r
+			also.paths = slices.Insert(slices.Clone(r.paths), 1, m.name)
+			described, err := a.operation(&also, &op, 1)
+			if err != nil {
+				return fmt.Errorf("openapi: %s at %s: %w", r.operation, m.name, err)
+			}
+			described["operationId"] = r.operation + "_" + path.Base(m.name)
+			a.at(m.name)[method] = described
+		}
+	}
+	return nil
+}
+
+var routeVariable = regexp.MustCompile(`\{[^:}]+(?::([^}]+))?\}`)
+
+// pathRegexp matches what a route's path matches.
+func pathRegexp(path string) *regexp.Regexp {
+	var pattern strings.Builder
+	end := 0
+	for _, at := range routeVariable.FindAllStringSubmatchIndex(path, -1) {
+		pattern.WriteString(regexp.QuoteMeta(path[end:at[0]]))
+		if end = at[1]; at[2] < 0 {
+			pattern.WriteString("[^/]+")
+		} else {
+			pattern.WriteString(path[at[2]:at[3]])
+		}
+	}
+	return regexp.MustCompile("^" + pattern.String() + regexp.QuoteMeta(path[end:]) + "$")
 }
 
 var pathPattern = regexp.MustCompile(`\{([^:}]+):[^}]+\}`)
@@ -219,18 +275,14 @@ func securityOf(r *route) []node {
 func (a *assembly) parameters(r *route, op *describedOperation, at int) (all []any, err error) {
 	inPath := map[string]bool{}
 	for _, p := range op.Parameters {
-		described, named := p.(node)
-		if name, ok := p.(string); ok {
-			component, ok := a.words.components["parameters"][name].(node)
-			if !ok {
-				return nil, fmt.Errorf("there is no parameter %s", name)
-			}
-			described, p = component, node{"$ref": "#/components/parameters/" + name}
-		} else if !named {
-			return nil, fmt.Errorf("%v is no parameter", p)
+		if a.parameter(p) == nil {
+			return nil, fmt.Errorf("there is no parameter %v", p)
 		}
-		if described["in"] == "path" {
-			inPath[fmt.Sprint(described["name"])] = true
+		if name := a.inPath(p); name != "" {
+			inPath[name] = true
+		}
+		if name, ok := p.(string); ok {
+			p = node{"$ref": "#/components/parameters/" + name}
 		}
 		all = append(all, p)
 	}
@@ -247,6 +299,24 @@ func (a *assembly) parameters(r *route, op *describedOperation, at int) (all []a
 		all = append(all, node{"$ref": "#/components/parameters/IdempotencyKey"})
 	}
 	return all, nil
+}
+
+// parameter is a parameter of the words, or the component that they name; nil if there is none.
+func (a *assembly) parameter(said any) node {
+	if name, ok := said.(string); ok {
+		said = a.words.components["parameters"][name]
+	}
+	described, _ := said.(node)
+	return described
+}
+
+// inPath is the name of a parameter that is a variable of the path, or "".
+func (a *assembly) inPath(said any) string {
+	described := a.parameter(said)
+	if name, ok := described["name"].(string); ok && described["in"] == "path" {
+		return name
+	}
+	return ""
 }
 
 func (op *describedOperation) requestBody() node {

@@ -37,8 +37,14 @@ const (
 	ChannelHTTP   = "http"
 )
 
-// urlPattern is the characters of a URI (RFC 3986 §2): others, which url.Parse lets through, are written as percent escapes.
-var urlPattern = regexp.MustCompile(`^(?i:https?)://[0-9A-Za-z%._~:/?#\[\]@!$&'()*+,;=-]+$`)
+// urlPattern is an absolute http or https URL as RFC 3986, appendix A, writes it. url.Parse lets other characters through, and more than one @.
+var urlPattern = func() *regexp.Regexp {
+	const (
+		plain = `(?:[0-9A-Za-z._~!$&'()*+,;=%s-]|%%[0-9A-Fa-f]{2})*`
+		host  = `(?:\[[0-9A-Fa-f:.]+\]|` + plain + `)`
+	)
+	return regexp.MustCompile(fmt.Sprintf(`^(?i:https?)://(?:`+plain+`@)?`+host+`(?::[0-9]*)?(?:/`+plain+`)?(?:\?`+plain+`)?(?:#`+plain+`)?$`, ":", "", ":@/", ":@/?", ":@/?"))
+}()
 
 var externalIDPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 
