@@ -63,10 +63,10 @@ func (s *Server) uploadAudio(c *call) error {
 	upload, err := readForm(c.r.Header, c.r.Body, formShape{
 		texts: []string{"name", "description", "category"}, file: "file", maxFileSize: caller.Plan.UploadBytes, folder: s.spoolDir,
 	})
-	defer upload.Close()
 	if err != nil {
 		return err
 	}
+	defer upload.Close()
 	details := audio.Details{Name: upload.fields["name"], Description: upload.fields["description"], Category: upload.fields["category"]}
 	if upload.file == nil {
 		upload.failed.Add("file", fault.MissingField, "Give the audio file in the part named file.")

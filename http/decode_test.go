@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -30,10 +31,10 @@ func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
 	o.integer("repeat")
 	o.moment("at")
 	o.text("twice")
-	told, ok := o.err(func(fields *fault.Fields) {
+	told, ok := errors.AsType[*fault.Error](o.err(func(fields *fault.Fields) {
 		fields.Add("name", fault.MissingField, "name is missing") // has failed already for what is really wrong with it
 		fields.Add("volume", fault.OutOfRange, "volume is too high")
-	}).(*fault.Error) //nolint:errorlint // made here, not wrapped
+	}))
 	require.True(t, ok)
 	failed := map[string]fault.Code{}
 	for _, f := range told.Fields {

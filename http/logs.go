@@ -35,7 +35,7 @@ func (s *Server) listLogs(c *call) error {
 		Method:     q.oneOf("method", http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions),
 		ExternalID: q.text("externalId"), RequestID: q.text("requestId"),
 	}
-	filter.StatusFrom, filter.StatusTo = q.statuses("status")
+	filter.StatusFrom, filter.StatusTo = q.statuses()
 	if err := q.err(); err != nil {
 		return err
 	}
@@ -67,13 +67,13 @@ func (q *query) day(name string, end bool) *time.Time {
 var statusPattern = regexp.MustCompile(`^[1-5](xx|[0-9]{2})$`)
 
 // statuses reads a status (404) or a class of them (4xx) as the first and the last; 0 and 0 if it is not given.
-func (q *query) statuses(name string) (first, last int) {
-	v := strings.ToLower(q.text(name))
+func (q *query) statuses() (first, last int) {
+	v := strings.ToLower(q.text("status"))
 	switch {
 	case v == "":
 		return 0, 0
 	case !statusPattern.MatchString(v):
-		q.failed.Add(name, fault.InvalidFormat, "%s must be a status like 404, or a class like 4xx.", name)
+		q.failed.Add("status", fault.InvalidFormat, "status must be a status like 404, or a class like 4xx.")
 		return 0, 0
 	case strings.HasSuffix(v, "xx"):
 		class := int(v[0]-'0') * 100

@@ -44,19 +44,27 @@ type formShape struct {
 	folder      string // where the file is kept meanwhile; "" is the system's temporary folder
 }
 
-// readForm reads a multipart body. The caller closes the form, with or without an error. An error is about the body as a whole; what is wrong with
+// readForm reads a multipart body. The caller closes the form. An error is about the body as a whole; what is wrong with
 // single fields is in form.failed.
 func readForm(h http.Header, body io.Reader, shape formShape) (*form, error) {
 	f := &form{fields: map[string]string{}, given: map[string]bool{}, folder: shape.folder, fileMax: shape.maxFileSize}
+	if err := f.read(h, body, shape); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *form) read(h http.Header, body io.Reader, shape formShape) error {
 	kind, params, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err != nil || kind != "multipart/form-data" {
 		told := fault.New(fault.InvalidFormat, "The Content-Type must be multipart/form-data.")
 		told.Status = http.StatusUnsupportedMediaType
-		return f, told
+		return told
 	}
 	boundary := params["boundary"]
 	if boundary == "" || len(boundary) > 70 { // RFC 2046 §5.1.1
-		return f, fault.New(fault.InvalidFormat, "The Content-Type must name the boundary of the parts.")
+		return fault.New(fault.InvalidFormat, "The Content-Type must name the boundary of the parts.")
 	}
 	tail := &tailReader{r: body}
 	parts := multipart.NewReader(tail, boundary)
@@ -64,16 +72,16 @@ func readForm(h http.Header, body io.Reader, shape formShape) (*form, error) {
 		part, err := parts.NextPart()
 		// The end of the body in the right place for a part looks like the last boundary to the reader.
 		if errors.Is(err, io.EOF) && tail.has("--"+boundary+"--") {
-			return f, nil
+			return nil
 		}
 		if err != nil {
-			return f, errBrokenForm
+			return errBrokenForm
 		}
 		if n == maxFormParts {
-			return f, fault.New(fault.OutOfRange, "The form has more than %d parts.", maxFormParts)
+			return fault.New(fault.OutOfRange, "The form has more than %d parts.", maxFormParts)
 		}
 		if err := f.readPart(part, shape); err != nil {
-			return f, err
+			return err
 		}
 	}
 }

@@ -33,7 +33,9 @@ func readTestForm(t *testing.T, body string, maxFile int64) (*form, error) {
 	t.Helper()
 	f, err := readForm(http.Header{"Content-Type": {"multipart/form-data; boundary=" + testBoundary}}, strings.NewReader(body),
 		formShape{texts: []string{"name", "category"}, file: "file", maxFileSize: maxFile, folder: t.TempDir()})
-	t.Cleanup(f.Close)
+	if err == nil {
+		t.Cleanup(f.Close)
+	}
 	return f, err
 }
 
@@ -81,8 +83,7 @@ func TestABrokenFormIsRefused(t *testing.T) {
 		require.Equal(t, fault.InvalidFormat, fault.CodeOf(err), "cut at %d", cut)
 	}
 	for kind, code := range map[string]int{"": http.StatusUnsupportedMediaType, "text/plain": http.StatusUnsupportedMediaType, "multipart/form-data": 0} {
-		f, err := readForm(http.Header{"Content-Type": {kind}}, strings.NewReader(whole), formShape{})
-		f.Close()
+		_, err := readForm(http.Header{"Content-Type": {kind}}, strings.NewReader(whole), formShape{})
 		require.Equal(t, fault.InvalidFormat, fault.CodeOf(err))
 		require.Equal(t, code, err.(*fault.Error).Status) //nolint:errorlint,forcetypeassert // made here, not wrapped
 	}
@@ -95,11 +96,11 @@ func FuzzReadForm(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		read, err := readForm(http.Header{"Content-Type": {"multipart/form-data; boundary=" + testBoundary}}, bytes.NewReader(body),
 			formShape{texts: []string{"name"}, file: "file", maxFileSize: 16, folder: t.TempDir()})
-		defer read.Close()
 		if err != nil {
 			require.NotEqual(t, fault.Internal, fault.CodeOf(err), "%v", err)
 			return
 		}
+		defer read.Close()
 		require.LessOrEqual(t, read.size, int64(16))
 		if read.given["file"] {
 			content, err := io.ReadAll(read.file)

@@ -18,7 +18,7 @@ func queryOf(raw string) *query {
 func TestStatusesAreReadAsRanges(t *testing.T) {
 	for text, want := range map[string][2]int{"404": {404, 404}, "4xx": {400, 499}, "5XX": {500, 599}} {
 		q := queryOf("status=" + text)
-		first, last := q.statuses("status")
+		first, last := q.statuses()
 		require.NoError(t, q.err())
 		require.Equal(t, want, [2]int{first, last})
 	}
@@ -28,7 +28,7 @@ func TestAnEmptyParameterIsNotLeftOut(t *testing.T) {
 	q := queryOf("limit=&cursor=&status=&online=")
 	require.Equal(t, defaultPage, q.limit())
 	require.Empty(t, q.text("cursor"))
-	first, last := q.statuses("status")
+	first, last := q.statuses()
 	require.Equal(t, [2]int{}, [2]int{first, last})
 	require.Nil(t, q.flag("online"))
 	require.Len(t, q.failed, 4)
@@ -53,7 +53,7 @@ func FuzzQuery(f *testing.F) {
 		require.True(t, limit >= 1 && limit <= maxPage)
 		text := q.text("q")
 		require.True(t, utf8.ValidString(text) && len(text) <= maxQueryValue)
-		first, last := q.statuses("status")
+		first, last := q.statuses()
 		require.True(t, first <= last && last < 600)
 		q.day("startDate", false)
 		q.flag("online")

@@ -44,7 +44,7 @@ func (s *Server) playerStream(c *call) error {
 	}
 	w := &eventWriter{call: c, control: http.NewResponseController(c.w)}
 	if err := w.begin(); err != nil {
-		return nil //nolint:nilerr // the player has gone, and is nobody to be told of it
+		return nil // the player has gone, and is nobody to be told of it
 	}
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
@@ -54,7 +54,7 @@ func (s *Server) playerStream(c *call) error {
 	defer silence.Stop()
 	for {
 		if after, err = s.tell(c, w, where, after); err != nil {
-			return nil //nolint:nilerr // as above
+			return nil // as above
 		}
 		silence.Reset(heartbeat)
 		select {

@@ -93,7 +93,7 @@ func TestRequestsOfManyCompaniesAreKeptUpWith(t *testing.T) {
 		var mu sync.Mutex
 		recorded, newest := 0, map[string]int{}
 		u := newUsageRecorder(func(_ context.Context, cmd commands.RecordUsage) error {
-			time.Sleep(5 * time.Millisecond)
+			<-time.After(5 * time.Millisecond)
 			mu.Lock()
 			defer mu.Unlock()
 			recorded += len(cmd.Requests)
@@ -110,7 +110,7 @@ func TestRequestsOfManyCompaniesAreKeptUpWith(t *testing.T) {
 				n := tick*perTick + i + 1
 				u.add(request(fmt.Sprint("co_", n%companies), strconv.Itoa(n)))
 			}
-			time.Sleep(10 * time.Millisecond)
+			<-time.After(10 * time.Millisecond)
 			if t.Failed() {
 				break
 			}

@@ -71,7 +71,7 @@ func takeLead(ctx context.Context, pool *pgxpool.Pool, p Projection) (*lead, err
 			return l, nil
 		}
 		select {
-		case <-time.After(standbyEvery/2 + rand.N(standbyEvery)):
+		case <-time.After(standbyEvery/2 + rand.N(standbyEvery)): //nolint:gosec // no secret
 		case <-ctx.Done():
 			disconnect(conn)
 			return nil, ctx.Err()
@@ -147,8 +147,8 @@ func (l *lead) apply(ctx context.Context, page eventstore.Page) (applied int, er
 	if l.conn.IsClosed() {
 		l.lose()
 	} else if err != nil && ctx.Err() == nil {
-		l.note(ctx, "UPDATE projections.checkpoint SET error = $2, failing_since = coalesce(failing_since, now()) WHERE projection = $1",
-			l.projection.Name, truncated(err.Error()))
+		_ = l.note(ctx, "UPDATE projections.checkpoint SET error = $2, failing_since = coalesce(failing_since, now()) WHERE projection = $1",
+			l.projection.Name, truncated(err.Error())) // what is answered is the failure itself
 	}
 	return applied, err
 }

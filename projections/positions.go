@@ -76,7 +76,7 @@ func (p *Positions) Run(ctx context.Context) error {
 func pause(ctx context.Context, failures int) {
 	wait := min(reconnectMin<<min(failures, 16), reconnectMax)
 	select {
-	case <-time.After(wait/2 + rand.N(wait/2)):
+	case <-time.After(wait/2 + rand.N(wait/2)): //nolint:gosec // no secret
 	case <-ctx.Done():
 	}
 }

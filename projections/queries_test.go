@@ -179,9 +179,6 @@ func TestLocationsAndWhoIsThere(t *testing.T) {
 	require.Empty(t, unknown)
 	found, _ = to(send.Targets{Tags: []string{"south", "nowhere"}})
 	require.Equal(t, []string{"store_3 3 Europe/Berlin"}, found)
-	known, err := locations.ByExternalIDs(ctx, pool, "co_one", event.Live, []string{"store_2", "none"})
-	require.NoError(t, err)
-	require.Equal(t, map[string]int64{"store_2": 2}, known)
 }
 
 func TestSendsAndTheirDeliveries(t *testing.T) {

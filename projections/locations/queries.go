@@ -93,19 +93,6 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 	return locations, next, nil
 }
 
-// ByExternalIDs finds which of the external IDs are locations.
-func ByExternalIDs(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, externalIDs []string) (map[string]int64, error) {
-	found, _, err := Destinations(ctx, pool, companyID, env, send.Targets{ExternalIDs: externalIDs})
-	if err != nil {
-		return nil, err
-	}
-	known := make(map[string]int64, len(found))
-	for _, l := range found {
-		known[l.ExternalID] = l.UserID
-	}
-	return known, nil
-}
-
 // Destinations finds the locations that a send goes to, each once, in the order of their external IDs, and which of the external IDs asked for are
 // none. One location more than a send may have is enough to know that it is too large.
 func Destinations(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, targets send.Targets) (found []send.Location, unknown []string, err error) {

@@ -57,7 +57,7 @@ type Token struct {
 	position    int64
 }
 
-const tokenColumns = `token_id, environment, external_id, user_id, name, permissions, expires_at, revoked_at, created_at, position`
+const tokenColumns = `token_id, environment, external_id, user_id, name, permissions, expires_at, revoked_at, created_at, position` //nolint:gosec // names of columns
 
 func scanToken(row pgx.CollectableRow) (t Token, err error) {
 	err = row.Scan(&t.TokenID, &t.Environment, &t.ExternalID, &t.UserID, &t.Name, &t.Permissions, &t.ExpiresAt, &t.RevokedAt, &t.CreatedAt, &t.position)
