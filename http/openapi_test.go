@@ -213,6 +213,29 @@ func TestGuidesExplainEachErrorAndTheirLinksHold(t *testing.T) {
 	require.Greater(t, links, 100)
 }
 
+// A comma in an unquoted text of YAML begins another member, which has no value.
+func TestTheDocumentHasNoMembersWithoutAValue(t *testing.T) {
+	t.Parallel()
+	_, doc := document(t)
+	var walk func(where string, v any)
+	walk = func(where string, v any) {
+		switch v := v.(type) {
+		case node:
+			for name, inner := range v {
+				if name != "example" && name != "examples" && name != "enum" { // where null is a value
+					require.NotNil(t, inner, "%s/%s", where, name)
+					walk(where+"/"+name, inner)
+				}
+			}
+		case []any:
+			for i, inner := range v {
+				walk(fmt.Sprintf("%s/%d", where, i), inner)
+			}
+		}
+	}
+	walk("", doc)
+}
+
 func TestADescriptionWithoutARouteIsRefused(t *testing.T) {
 	t.Parallel()
 	routes := (*Server)(nil).routes()
