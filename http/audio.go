@@ -100,9 +100,9 @@ func (s *Server) countUpload(c *call, limit int) error {
 // listAudio lists the library, newest first.
 func (s *Server) listAudio(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.text("cursor")
+	limit, cursor := q.limit(), q.open("cursor")
 	filter := audiolibrary.Filter{
-		Category: q.oneOf("category", audio.Categories...), Format: q.oneOf("format", audioFormats...), Query: q.text("q"),
+		Category: q.oneOf("category", audio.Categories...), Format: q.oneOf("format", audioFormats...), Query: q.open("q"),
 		CreatedAfter: q.moment("createdAfter"), CreatedBefore: q.moment("createdBefore"),
 	}
 	if err := q.err(); err != nil {

@@ -92,8 +92,8 @@ func readChannel(o *object) *location.Channel {
 // listLocations lists the locations.
 func (s *Server) listLocations(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.text("cursor")
-	filter := locations.Filter{Tag: q.text("tag"), Online: q.flag("online"), Query: q.text("q")}
+	limit, cursor := q.limit(), q.open("cursor")
+	filter := locations.Filter{Tag: q.text("tag"), Online: q.flag("online"), Query: q.open("q")}
 	if err := q.err(); err != nil {
 		return err
 	}

@@ -58,6 +58,15 @@ func (q *query) text(name string) string {
 	return ""
 }
 
+// open reads a parameter that may be empty: an empty cursor asks for the first page, as a client's loop begins, and every name has an empty part.
+func (q *query) open(name string) string {
+	if all := q.values[name]; len(all) == 1 && all[0] == "" {
+		q.read[name] = true
+		return ""
+	}
+	return q.text(name)
+}
+
 // limit reads how many items a page has.
 func (q *query) limit() int {
 	v := q.text("limit")

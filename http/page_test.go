@@ -25,9 +25,11 @@ func TestStatusesAreReadAsRanges(t *testing.T) {
 }
 
 func TestAnEmptyParameterIsNotLeftOut(t *testing.T) {
-	q := queryOf("limit=&cursor=&status=&online=")
+	q := queryOf("limit=&method=&status=&online=&cursor=&q=")
 	require.Equal(t, defaultPage, q.limit())
-	require.Empty(t, q.text("cursor"))
+	require.Empty(t, q.oneOf("method", "GET"))
+	require.Empty(t, q.open("cursor"), "the first page")
+	require.Empty(t, q.open("q"), "what every name has")
 	first, last := q.statuses()
 	require.Equal(t, [2]int{}, [2]int{first, last})
 	require.Nil(t, q.flag("online"))

@@ -58,7 +58,7 @@ func sendOf(s sends.Send) sendData {
 // listSends lists the sends, newest first.
 func (s *Server) listSends(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.text("cursor")
+	limit, cursor := q.limit(), q.open("cursor")
 	filter := sends.Filter{Status: q.oneOf("status", sendStatuses...), AudioID: q.text("audioId")}
 	if err := q.err(); err != nil {
 		return err
@@ -120,7 +120,7 @@ func deliveryOf(d sends.Delivery) deliveryData {
 // listDeliveries pages through a send's destinations.
 func (s *Server) listDeliveries(c *call) error {
 	q := c.query()
-	limit, cursor, status := q.limit(), q.text("cursor"), q.oneOf("status", deliveryStatuses...)
+	limit, cursor, status := q.limit(), q.open("cursor"), q.oneOf("status", deliveryStatuses...)
 	if err := q.err(); err != nil {
 		return err
 	}
