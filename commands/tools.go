@@ -18,8 +18,9 @@ import (
 const (
 	// maxDecisions bounds how often a decision is made again because another came first.
 	maxDecisions = 16
-	// waitLimit bounds the wait for the read models after a write.
-	waitLimit = 2 * time.Second
+	// waitLimit bounds the wait for the read models after a write. In a healthy system it takes milliseconds; it is this long for the sake of a machine
+	// that has too much to do, whose callers are to read their own writes too.
+	waitLimit = 5 * time.Second
 	// retryAfter is what a caller is told when a part is away.
 	retryAfter = 2 * time.Second
 	// maxUserIDAttempts bounds the search for a free user ID; with 2^52 of them a second try is rare already.

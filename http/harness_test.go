@@ -39,7 +39,7 @@ import (
 )
 
 // patience bounds the wait for what happens beside a request.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // world is the whole product as it runs in one process, on real parts, and served over real connections.
 type world struct {

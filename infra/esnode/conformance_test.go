@@ -25,7 +25,7 @@ import (
 // run against a node of their own process, or against the server that MUSIQUE_EVENTSTORE_URL names.
 
 // patience bounds every call and every wait for an event in these tests.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var shared struct {
 	once sync.Once
