@@ -29,9 +29,9 @@ func presenceEndsWithTheStream(t *testing.T, w *world) {
 			}
 		}
 	})
-	for range 8 {
+	for range 4 {
 		players.Go(func() {
-			for range 25 {
+			for range 12 {
 				s := w.listen(t, url, d.Token, "")
 				s.stop()
 				s.ended()
