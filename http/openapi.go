@@ -167,10 +167,16 @@ func (a *assembly) at(template string) node {
 // addHidden adds to a path what another path with a variable has there too: a location may be called import. OpenAPI 3.1 §4.8.8.2 finds the concrete path
 // and looks no further.
 func (a *assembly) addHidden(routes []*route) error {
+	patterns := map[string]*regexp.Regexp{} // of the routes' paths
+	for _, r := range routes {
+		for _, path := range r.paths {
+			patterns[path] = pathRegexp(path)
+		}
+	}
 	for _, m := range a.paths {
 		for _, r := range routes {
 			method := strings.ToLower(r.method)
-			hidden := slices.IndexFunc(r.paths, func(path string) bool { return pathTemplate(path) != m.name && pathRegexp(path).MatchString(m.name) })
+			hidden := slices.IndexFunc(r.paths, func(path string) bool { return pathTemplate(path) != m.name && patterns[path].MatchString(m.name) })
 			if r.outside || hidden < 0 || a.at(m.name)[method] != nil {
 				continue
 			}
