@@ -237,10 +237,8 @@ func (s *streamsServer) readAll(o *streams.ReadReq_Options, f filter, out answer
 		if err := joinRelease(s.store, v, err); err != nil {
 			return err
 		}
-		for _, e := range page.events {
-			if err := out.event(e); err != nil {
-				return err
-			}
+		if err := out.events(page.events); err != nil {
+			return err
 		}
 		if page.done || out.call.Context().Err() != nil {
 			return out.call.Context().Err()
@@ -269,10 +267,8 @@ func (s *streamsServer) readStream(o *streams.ReadReq_Options, out answer) error
 		if err := joinRelease(s.store, v, err); err != nil {
 			return err
 		}
-		for _, e := range page.events {
-			if err := out.event(e); err != nil {
-				return err
-			}
+		if err := out.events(page.events); err != nil {
+			return err
 		}
 		if page.done || out.call.Context().Err() != nil {
 			return out.call.Context().Err()
@@ -333,6 +329,15 @@ func (a answer) event(e *recorded) error {
 		Event:    e,
 		Position: &streams.ReadResp_ReadEvent_CommitPosition{CommitPosition: e.CommitPosition},
 	}}})
+}
+
+func (a answer) events(all []*recorded) error {
+	for _, e := range all {
+		if err := a.event(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a answer) checkpoint(position uint64) error {
