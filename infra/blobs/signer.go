@@ -55,12 +55,13 @@ func (s Signer) Path(key string, expires time.Time) string {
 }
 
 // Verify returns the key that a signed URL names and when the URL expires, or ErrSignature. Not one byte of the path, as it was received, or of the query
-// may differ from what Path made.
+// may differ from what Path made. A URL with a scheme is one of http or https, which have a host (RFC 9110 §4.2).
 func (s Signer) Verify(u *url.URL, now time.Time) (key string, expires time.Time, err error) {
 	key, ok := strings.CutPrefix(u.EscapedPath(), MediaPath)
 	rest, ok2 := strings.CutPrefix(u.RawQuery, expiresParam)
 	until, signed, ok3 := strings.Cut(rest, signatureParam)
-	if !ok || !ok2 || !ok3 || checkKey(key) != nil {
+	ours := u.Scheme == "" || (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+	if !ok || !ok2 || !ok3 || !ours || checkKey(key) != nil {
 		return "", time.Time{}, ErrSignature
 	}
 	right := false

@@ -81,6 +81,9 @@ func TestChangedPathRefuses(t *testing.T) {
 	for _, prefix := range []string{"/media/%61udio", "/media/./audio", "/media/x/../audio", "//media/audio", "/MEDIA/audio"} {
 		refused(t, strings.Replace(path, "/media/audio", prefix, 1))
 	}
+	for _, scheme := range []string{"A:", "http:", "a://b", "ftp://api.musique.app", "http://"} {
+		refused(t, scheme+path)
+	}
 	refused(t, strings.Replace(path, "?expires=", "?expires=+", 1))
 	refused(t, strings.Replace(path, "?expires=", "?expires=0", 1))
 	rapid.Check(t, func(t *rapid.T) {
@@ -88,6 +91,19 @@ func TestChangedPathRefuses(t *testing.T) {
 		put := rapid.StringMatching(`[ -"$-~]{1,8}`).Draw(t, "put")
 		refused(t, path[:at]+put+path[at:])
 	})
+}
+
+// A proxy may ask for the whole URL (RFC 9112 §3.2.2).
+func TestWholeURLVerifies(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_800_000_000, 0)
+	signer := blobs.NewSigner([][]byte{keyOne})
+	path := signer.Path("audio/co_1", now.Add(time.Hour))
+	for _, server := range []string{"http://127.0.0.1:8080", "https://api.musique.app"} {
+		key, _, err := signer.Verify(signedURL(t, server+path), now)
+		require.NoError(t, err)
+		require.Equal(t, "audio/co_1", key)
+	}
 }
 
 func TestSignerNeedsWholeKeys(t *testing.T) {
