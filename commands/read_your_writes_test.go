@@ -82,12 +82,13 @@ func TestACallerReadsItsOwnWrites(t *testing.T) {
 		require.NoError(t, err)
 		plan := []string{"plus", "standard"}[round%2]
 		require.NoError(t, h.ChangePlan.Handle(t.Context(), commands.ChangePlan{Caller: operator, CompanyID: p.CompanyID, Plan: plan}))
-		caller, err := tokens.Authenticate(t.Context(), p.Pool, p.Keys.Hashes(issued.Token), p.Plans, time.Now())
+		caller, err := tokens.NewAuthenticator(p.Pool, p.Plans, time.Now).Authenticate(t.Context(), p.Keys.Hashes(issued.Token))
 		require.NoError(t, err)
 		require.Equal(t, plan, caller.Plan)
 		old := companyToken
-		companyToken, err = h.RotateCompanyToken.Handle(t.Context(), commands.RotateCompanyToken{Caller: operator, CompanyID: p.CompanyID})
+		rotated, err := h.RotateCompanyToken.Handle(t.Context(), commands.RotateCompanyToken{Caller: operator, CompanyID: p.CompanyID})
 		require.NoError(t, err)
+		companyToken = rotated.CompanyToken
 		for secret, known := range map[string]bool{old: false, companyToken: true} {
 			_, found, err := p.Reads.CompanyByTokenHash(t.Context(), p.Keys.Hashes(secret))
 			require.NoError(t, err)

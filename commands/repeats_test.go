@@ -197,7 +197,7 @@ func visible(t *testing.T, p commandstest.Partner, result any) bool {
 		_, found, err := p.Reads.CompanyByTokenHash(ctx, p.Keys.Hashes(r.CompanyToken))
 		return shown(err) && found
 	case commands.TokenIssued:
-		_, err = tokens.Authenticate(ctx, p.Pool, p.Keys.Hashes(r.Token), p.Plans, time.Now())
+		_, err = tokens.NewAuthenticator(p.Pool, p.Plans, time.Now).Authenticate(ctx, p.Keys.Hashes(r.Token))
 	case location.Location:
 		_, err = locations.Get(ctx, p.Pool, p.CompanyID, event.Live, r.ExternalID, time.Now())
 	case commands.DeviceEnrolled:

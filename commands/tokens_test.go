@@ -26,7 +26,7 @@ func TestATokenIsRevokedOnceAndAcceptedNowhereFromThenOn(t *testing.T) {
 	p, stranger := world.Partner(t), world.Partner(t)
 	for round := range 20 {
 		made := issue(t, p)
-		_, err := tokens.Authenticate(t.Context(), p.Pool, p.Keys.Hashes(made.Token), p.Plans, time.Now())
+		_, err := tokens.NewAuthenticator(p.Pool, p.Plans, time.Now).Authenticate(t.Context(), p.Keys.Hashes(made.Token))
 		require.NoError(t, err)
 		for _, cmd := range []commands.RevokeToken{
 			{Caller: stranger.Caller(), TokenID: made.TokenID}, {Caller: stranger.Caller(), Token: made.Token},
@@ -43,7 +43,7 @@ func TestATokenIsRevokedOnceAndAcceptedNowhereFromThenOn(t *testing.T) {
 			}
 			id, err := p.Commands.RevokeToken.Handle(lasting(t.Context()), cmd)
 			// Whatever the answer is, from it on the token is nobody's.
-			_, used := tokens.Authenticate(lasting(t.Context()), p.Pool, p.Keys.Hashes(made.Token), p.Plans, time.Now())
+			_, used := tokens.NewAuthenticator(p.Pool, p.Plans, time.Now).Authenticate(lasting(t.Context()), p.Keys.Hashes(made.Token))
 			if fault.CodeOf(used) != fault.InvalidToken {
 				t.Errorf("a revoked token is accepted: %v", used)
 			}

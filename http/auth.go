@@ -74,7 +74,7 @@ func (s *Server) lostPartner(c *call, lost error) error {
 	return lost
 }
 
-// authenticate finds out who the caller is and counts the request, in one round trip to the database.
+// authenticate finds out who the caller is and counts the request, in one round trip to the database, which callers at the same moment share.
 func (c *call) authenticate(ctx context.Context) error {
 	token := presentedToken(c.r.Header)
 	if token == "" {
@@ -83,12 +83,10 @@ func (c *call) authenticate(ctx context.Context) error {
 	if len(token) > maxTokenLength {
 		return fault.New(fault.InvalidToken, "The token is not one of ours.")
 	}
-	s := c.server
-	now := s.now()
-	caller, err := tokens.Authenticate(ctx, s.pool, s.keys.Hashes(token), s.plans, now)
+	caller, err := c.server.authenticator.Authenticate(ctx, c.server.keys.Hashes(token))
 	c.caller = caller
 	c.windows = caller.Windows
-	setRateHeaders(c.w.Header(), c.windows, now)
+	setRateHeaders(c.w.Header(), c.windows, c.server.now())
 	return err
 }
 

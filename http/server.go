@@ -19,6 +19,7 @@ import (
 	"github.com/musique/musique/infra/blobs"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/keys"
+	"github.com/musique/musique/projections/tokens"
 	"github.com/musique/musique/workers/inbox"
 )
 
@@ -77,7 +78,8 @@ type Server struct {
 	log            *slog.Logger
 	now            func() time.Time
 
-	reference *reference
+	reference     *reference
+	authenticator *tokens.Authenticator
 
 	metrics *metrics
 	usage   *usageRecorder
@@ -114,6 +116,7 @@ func New(config Config) (*Server, error) {
 	if s.now == nil {
 		s.now = time.Now
 	}
+	s.authenticator = tokens.NewAuthenticator(s.pool, s.plans, s.now)
 	s.usage = newUsageRecorder(config.Commands.RecordUsage.Handle, func(n int) { metrics.lost.Add(float64(n)) }, func(err error) {
 		s.log.Warn("requests wait to be recorded in the usage logs", "error", err)
 	})

@@ -38,6 +38,9 @@ func entries(payloads ...event.Payload) []event.Recorded {
 	return recorded(all)
 }
 
+// at is a clock that stands.
+func at(now time.Time) func() time.Time { return func() time.Time { return now } }
+
 // apply writes events to all read models.
 func apply(t testing.TB, pool *pgxpool.Pool, events []event.Recorded) {
 	t.Helper()
@@ -54,16 +57,16 @@ func TestALimitIsExactOverAllProcesses(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(other.Close)
 	apply(t, pool, entries(registered("co_one", "standard"), issued("tok_1", "co_one", nil)))
+	processes := []*tokens.Authenticator{
+		tokens.NewAuthenticator(pool, plans, at(epoch.Add(61*time.Second))),
+		tokens.NewAuthenticator(other, plans, at(epoch.Add(59*time.Second))), // its clock is behind, in the minute before
+	}
 	var allowed, refused atomic.Int64
 	var told sync.Map
 	var wait sync.WaitGroup
 	for i := range 200 {
 		wait.Go(func() {
-			p, now := pool, epoch.Add(61*time.Second)
-			if i%2 == 1 {
-				p, now = other, epoch.Add(59*time.Second) // its clock is behind, in the minute before
-			}
-			c, err := tokens.Authenticate(context.Background(), p, []string{"nobody's", "hash tok_1"}, plans, now)
+			c, err := processes[i%2].Authenticate(context.Background(), []string{"nobody's", "hash tok_1"})
 			if err != nil {
 				if fault.CodeOf(err) != fault.RateLimitExceeded {
 					t.Error(err)
@@ -91,17 +94,82 @@ func TestExactlyTheLimitIsLetThrough(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
 	apply(t, pool, entries(registered("co_one", "standard"), issued("tok_1", "co_one", nil)))
+	authenticator := tokens.NewAuthenticator(pool, plans, at(epoch))
 	var allowed atomic.Int64
+	var left sync.Map
 	var wait sync.WaitGroup
 	for range 200 {
 		wait.Go(func() {
-			if _, err := tokens.Authenticate(context.Background(), pool, []string{"hash tok_1"}, plans, epoch); err == nil {
+			c, err := authenticator.Authenticate(context.Background(), []string{"hash tok_1"})
+			if err == nil {
 				allowed.Add(1)
+				left.Store(c.Windows[0].Remaining(), true)
+			} else if fault.CodeOf(err) != fault.RateLimitExceeded || c.Windows[0].Remaining() != 0 {
+				t.Error(err, c.Windows)
 			}
 		})
 	}
 	wait.Wait()
 	require.EqualValues(t, 100, allowed.Load())
+	for remaining := range int64(100) {
+		_, told := left.Load(remaining)
+		require.True(t, told, "each of those let through is told its own number: %d", remaining)
+	}
+}
+
+// Callers with different tokens, good and bad, that come at the same moment share a round trip, and each gets its own answer.
+func TestCallersAtTheSameMomentAreToldApart(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	soon := epoch.Add(time.Hour)
+	events := []event.Payload{registered("co_one", "standard"), registered("co_two", "tiny")}
+	for i := range 10 {
+		events = append(events, issued(fmt.Sprintf("tok_%d", i), "co_one", nil), issued(fmt.Sprintf("tiny_%d", i), "co_two", nil), issued(fmt.Sprintf("old_%d", i), "co_one", &soon))
+	}
+	apply(t, pool, entries(events...))
+	processes := []*tokens.Authenticator{tokens.NewAuthenticator(pool, plans, at(soon)), tokens.NewAuthenticator(pool, plans, at(soon))}
+	var tiny atomic.Int64
+	var wait sync.WaitGroup
+	for i := range 400 {
+		id := fmt.Sprintf("%s_%d", []string{"tok", "tiny", "old", "no"}[i%4], i/4%10)
+		wait.Go(func() {
+			c, err := processes[i/4%2].Authenticate(context.Background(), []string{"older " + id, "hash " + id})
+			code := fault.CodeOf(err)
+			switch {
+			case i%4 == 0 && err == nil && c.TokenID == id && c.Plan == "standard":
+			case i%4 == 1 && err == nil && c.TokenID == id && c.Plan == "tiny":
+				tiny.Add(1)
+			case i%4 == 1 && code == fault.RateLimitExceeded && c.TokenID == id:
+			case i%4 == 2 && code == fault.ExpiredToken && c.TokenID == id:
+			case i%4 == 3 && code == fault.InvalidToken && c.TokenID == "":
+			default:
+				t.Errorf("%s: %+v, %v", id, c, err)
+			}
+		})
+	}
+	wait.Wait()
+	require.EqualValues(t, 20, tiny.Load(), "two each")
+}
+
+// Who leaves is not waited for, and who waits is told when the database cannot be asked.
+func TestACallerWhoLeavesIsLetGo(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	apply(t, pool, entries(registered("co_one", "standard"), issued("tok_1", "co_one", nil)))
+	authenticator := tokens.NewAuthenticator(pool, plans, at(epoch))
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	_, err := authenticator.Authenticate(gone, []string{"hash tok_1"})
+	require.ErrorIs(t, err, context.Canceled)
+	c, err := authenticator.Authenticate(t.Context(), []string{"hash tok_1"})
+	require.NoError(t, err)
+	require.EqualValues(t, 99, c.Windows[0].Remaining(), "the one who left was not counted")
+
+	away, err := postgres.Connect(t.Context(), "postgres://nobody@127.0.0.1:1/none")
+	require.NoError(t, err)
+	t.Cleanup(away.Close)
+	_, err = tokens.NewAuthenticator(away, plans, at(epoch)).Authenticate(t.Context(), []string{"hash tok_1"})
+	require.True(t, postgres.IsUnavailable(err), err)
 }
 
 func TestWindowsFollowEachOther(t *testing.T) {
@@ -110,7 +178,7 @@ func TestWindowsFollowEachOther(t *testing.T) {
 	apply(t, pool, entries(registered("co_one", "standard"), issued("tok_1", "co_one", nil)))
 	now := epoch.Add(20 * time.Second)
 	call := func() (tokens.Caller, error) {
-		return tokens.Authenticate(t.Context(), pool, []string{"hash tok_1"}, plans, now)
+		return tokens.NewAuthenticator(pool, plans, at(now)).Authenticate(t.Context(), []string{"hash tok_1"})
 	}
 	use := func(n int) {
 		for range n {
@@ -148,7 +216,7 @@ func TestWhoIsLetIn(t *testing.T) {
 		issued("tok_1", "co_one", &soon), issued("tok_2", "co_two", nil), issued("tok_3", "co_three", nil), issued("tok_4", "co_one", nil), token.Revoked{TokenID: "tok_4"},
 	))
 	call := func(hash string, now time.Time) (tokens.Caller, fault.Code) {
-		c, err := tokens.Authenticate(t.Context(), pool, []string{hash}, plans, now)
+		c, err := tokens.NewAuthenticator(pool, plans, at(now)).Authenticate(t.Context(), []string{hash})
 		if err == nil {
 			return c, ""
 		}

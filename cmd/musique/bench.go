@@ -72,6 +72,7 @@ var benchmarks = []struct {
 	{"append", (*bench).appends},
 	{"send", (*bench).sends},
 	{"latency", (*bench).latency},
+	{"read", (*bench).reads},
 }
 
 func newBench() *cobra.Command {
@@ -89,6 +90,8 @@ is removed at the end, and nothing that runs or lies elsewhere is touched.
            the baseline appends the same event by the official client from 64 writers
   latency  time from a send's request, and from its 202, to its arrival at the player, in a quiet system and at a steady rate;
            the baseline is one append to a file with its fsync, one way through Kafka and one commit in PostgreSQL, bare and one after the other
+  read     lists of audio, and tests of a token, answered per second from 64 callers with one token over HTTP;
+           the baseline is a bare net/http handler that does one indexed query with pgx, and checks, counts and notes nothing
 
 A baseline is measured by turns with what it stands beside. A ratio is the figure in parts of its baseline. A time is 0 where the
 player was faster than the answer.`,
@@ -123,7 +126,7 @@ player was faster than the answer.`,
 	flags.StringVar(&dir, "dir", ".", "a folder on the disk to measure; the files are made in a folder below it, and removed")
 	flags.DurationVar(&b.duration, "duration", 5*time.Second, "how long each measurement takes, and each baseline")
 	flags.Float64Var(&b.rate, "rate", 200, "sends a second of the latency at a steady rate; halved until the machine bears it")
-	flags.StringVar(&only, "only", "", "measure only this: append, send or latency")
+	flags.StringVar(&only, "only", "", "measure only this: append, send, latency or read")
 	flags.StringVar(&b.profiles, "profiles", "", "a folder that gets a CPU, a block and a mutex profile of each measurement, baseline included")
 	flags.StringVar(&output, "output", "text", "text or json")
 	return cmd

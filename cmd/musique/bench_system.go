@@ -48,6 +48,7 @@ type benchSystem struct {
 	running *errgroup.Group
 	stop    context.CancelFunc
 
+	caller          commands.Caller // the partner
 	token, sendPath string
 	begun           atomic.Int64 // sends
 	sent            *passages
@@ -95,15 +96,12 @@ func (s *benchSystem) furnish(ctx, background context.Context) error {
 		return err
 	}
 	caller.CompanyID, caller.Environment, caller.Plan = made.CompanyID, event.Live, s.config.plans[company.Unlimited]
-	wav := aSecond()
-	sum := sha256.Sum256(wav)
-	uploaded, err := s.commands.UploadAudio.Handle(ctx, commands.UploadAudio{
-		Caller: caller, Details: audio.Details{Name: "Silence", Category: "announcement"}, File: bytes.NewReader(wav), Size: int64(len(wav)), SHA256: hex.EncodeToString(sum[:]),
-	})
+	s.caller = caller
+	audioID, err := s.upload(ctx)
 	if err != nil {
 		return err
 	}
-	s.sendPath = "/api/v1/integration/audio/" + uploaded.AudioID + "/send"
+	s.sendPath = "/api/v1/integration/audio/" + audioID + "/send"
 	issued, err := s.commands.IssueToken.Handle(ctx, commands.IssueToken{Caller: caller, CompanyToken: made.CompanyToken, ExternalID: benchLocation(0)})
 	if err != nil {
 		return err
@@ -125,6 +123,16 @@ func (s *benchSystem) furnish(ctx, background context.Context) error {
 		}
 	}
 	return nil
+}
+
+// upload adds a second of silence to the library.
+func (s *benchSystem) upload(ctx context.Context) (audioID string, err error) {
+	wav := aSecond()
+	sum := sha256.Sum256(wav)
+	uploaded, err := s.commands.UploadAudio.Handle(ctx, commands.UploadAudio{
+		Caller: s.caller, Details: audio.Details{Name: "Silence", Category: "announcement"}, File: bytes.NewReader(wav), Size: int64(len(wav)), SHA256: hex.EncodeToString(sum[:]),
+	})
+	return uploaded.AudioID, err
 }
 
 func benchLocation(i int) string { return fmt.Sprintf("store_%04d", i) }

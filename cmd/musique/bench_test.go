@@ -30,7 +30,7 @@ func runBench(t *testing.T, args ...string) []byte {
 
 func TestEachMeasurementHasItsFiguresAndBaselines(t *testing.T) {
 	t.Parallel()
-	for name, figures := range map[string]int{"append": 2, "send": 1, "latency": 8} {
+	for name, figures := range map[string]int{"append": 2, "send": 1, "latency": 8, "read": 2} {
 		t.Run(name, func(t *testing.T) {
 			var report benchReport
 			require.NoError(t, json.Unmarshal(runBench(t, "--only", name, "--output", "json"), &report))

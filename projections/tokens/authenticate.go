@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -61,44 +62,179 @@ type Caller struct {
 	Windows []Window
 }
 
-//go:embed authenticate.sql
-var authenticate string
+const (
+	// maxRoundTrips is how many round trips of an Authenticator are under way at once: one more than one, so that a connection that hangs holds up nobody
+	// but those who wait on it.
+	maxRoundTrips = 2
+	// maxGathered bounds the requests of one round trip.
+	maxGathered = 1_000
+	// authenticateTimeout bounds one round trip.
+	authenticateTimeout = 10 * time.Second
+)
 
-// Authenticate finds the token by any of its hashes (one per live key) and counts the request against the limits of the company's plan, in one round
-// trip. Limits are exact over all processes: a limit of 100 lets 100 requests through in a window, and a request that is refused does not count.
-// A first request is always let through: a limit is 1 or more.
+// Authenticator finds out whom tokens speak for, and counts the requests made with them. Requests that come while others are on their way to the
+// database share the next round trip: a quiet server asks for each at once, a busy one for all that wait. It is safe for concurrent use.
+type Authenticator struct {
+	pool  *pgxpool.Pool
+	plans company.Plans
+	now   func() time.Time
+
+	mu      sync.Mutex
+	waiting []*presented
+	trips   int // round trips under way
+}
+
+// presented is a token that a request came with.
+type presented struct {
+	ctx    context.Context //nolint:containedctx // it is asked whether the caller is still there
+	hashes []string
+	done   chan struct{} // closed when caller and err are there
+	caller Caller
+	err    error
+}
+
+// NewAuthenticator makes an authenticator over a pool, for these plans; now tells the time.
+func NewAuthenticator(pool *pgxpool.Pool, plans company.Plans, now func() time.Time) *Authenticator {
+	return &Authenticator{pool: pool, plans: plans, now: now}
+}
+
+// Authenticate finds the token by any of its hashes (one per live key) and counts the request against the limits of the company's plan. Limits are exact
+// over all processes: a limit of 100 lets 100 requests through in a window, and a request that is refused does not count.
 //
 // The caller is given with ExpiredToken and RateLimitExceeded too. Errors: InvalidToken (unknown, revoked, or of a suspended company),
 // ExpiredToken, RateLimitExceeded with the time to wait.
-func Authenticate(ctx context.Context, pool *pgxpool.Pool, hashes []string, plans company.Plans, now time.Time) (Caller, error) {
-	names, perMinute, perHour, perDay := make([]string, 0, len(plans)), make([]int, 0, len(plans)), make([]int, 0, len(plans)), make([]int, 0, len(plans))
-	for name, p := range plans {
+func (a *Authenticator) Authenticate(ctx context.Context, hashes []string) (Caller, error) {
+	p := &presented{ctx: ctx, hashes: hashes, done: make(chan struct{})}
+	a.mu.Lock()
+	a.waiting = append(a.waiting, p)
+	if a.trips < maxRoundTrips {
+		a.trips++
+		go a.work()
+	}
+	a.mu.Unlock()
+	select {
+	case <-p.done:
+		return p.caller, p.err
+	case <-ctx.Done():
+		return Caller{}, fmt.Errorf("authenticate: %w", context.Cause(ctx))
+	}
+}
+
+// work makes round trips until nobody waits.
+func (a *Authenticator) work() {
+	for {
+		a.mu.Lock()
+		if len(a.waiting) == 0 {
+			a.trips--
+			a.mu.Unlock()
+			return
+		}
+		most := min(len(a.waiting), maxGathered)
+		taken := a.waiting[:most:most]
+		a.waiting = a.waiting[most:]
+		a.mu.Unlock()
+		a.roundTrip(taken)
+	}
+}
+
+//go:embed authenticate.sql
+var authenticate string
+
+// roundTrip answers all of these in one statement. Those who left meanwhile are not counted.
+func (a *Authenticator) roundTrip(all []*presented) {
+	var hashes []string
+	var numbers []int32
+	var requests []int64
+	byToken, number := make([][]*presented, 0, len(all)), make(map[string]int, len(all))
+	for _, p := range all {
+		if p.ctx.Err() != nil {
+			continue
+		}
+		n, known := number[p.hashes[0]]
+		if !known {
+			n = len(byToken)
+			number[p.hashes[0]], byToken = n, append(byToken, nil)
+		}
+		byToken[n] = append(byToken[n], p)
+	}
+	for n, group := range byToken {
+		for _, hash := range group[0].hashes {
+			hashes, numbers, requests = append(hashes, hash), append(numbers, int32(n)), append(requests, int64(len(group))) //nolint:gosec // at most maxGathered
+		}
+	}
+	counts, err := a.count(hashes, numbers, requests)
+	for n, group := range byToken {
+		found, ok := counts[int32(n)] //nolint:gosec // at most maxGathered
+		for i, p := range group {
+			switch {
+			case err != nil:
+				p.err = fmt.Errorf("authenticate: %w", err)
+			case !ok:
+				p.err = errNobody
+			default:
+				p.caller, p.err = found.at(int64(i))
+			}
+			close(p.done)
+		}
+	}
+}
+
+var errNobody = fault.New(fault.InvalidToken, "The token is unknown or revoked; generate a new one.")
+
+// counted is a token with the requests that were counted together.
+type counted struct {
+	caller        Caller
+	dead, expired bool
+	limits        [3]int64
+	numbers, used [3]int64 // of the windows, after all that were let through
+	granted       int64    // how many were
+	now           time.Time
+}
+
+// count finds the tokens and counts the requests made with each.
+func (a *Authenticator) count(hashes []string, numbers []int32, requests []int64) (map[int32]counted, error) {
+	names, perMinute, perHour, perDay := make([]string, 0, len(a.plans)), make([]int, 0, len(a.plans)), make([]int, 0, len(a.plans)), make([]int, 0, len(a.plans))
+	for name, p := range a.plans {
 		names, perMinute, perHour, perDay = append(names, name), append(perMinute, p.PerMinute), append(perHour, p.PerHour), append(perDay, p.PerDay)
 	}
-	var c Caller
-	var dead, expired, allowed bool
-	var limits, numbers, used [3]int64
-	err := pool.QueryRow(ctx, authenticate, hashes, now, numberOf(now, minute), numberOf(now, hour), numberOf(now, day), names, perMinute, perHour, perDay).Scan(
-		&c.CompanyID, &c.CompanyName, &c.CompanyCreatedAt, &c.Plan, &c.Environment, &c.TokenID, &c.TokenName, &c.ExternalID, &c.UserID, &c.Permissions,
-		&c.ExpiresAt, &c.CreatedAt, &dead, &expired, &limits[0], &limits[1], &limits[2],
-		&numbers[0], &numbers[1], &numbers[2], &used[0], &used[1], &used[2], &allowed)
+	ctx, cancel := context.WithTimeout(context.Background(), authenticateTimeout)
+	defer cancel()
+	now := a.now()
+	rows, _ := a.pool.Query(ctx, authenticate, hashes, numbers, requests, now, numberOf(now, minute), numberOf(now, hour), numberOf(now, day), names, perMinute, perHour, perDay) // an error shows in rows
+	all := make(map[int32]counted, len(hashes))
+	var n int32
+	c := counted{now: now}
+	_, err := pgx.ForEachRow(rows, []any{
+		&n, &c.caller.CompanyID, &c.caller.CompanyName, &c.caller.CompanyCreatedAt, &c.caller.Plan, &c.caller.Environment, &c.caller.TokenID, &c.caller.TokenName,
+		&c.caller.ExternalID, &c.caller.UserID, &c.caller.Permissions, &c.caller.ExpiresAt, &c.caller.CreatedAt, &c.dead, &c.expired, &c.limits[0], &c.limits[1], &c.limits[2],
+		&c.numbers[0], &c.numbers[1], &c.numbers[2], &c.used[0], &c.used[1], &c.used[2], &c.granted,
+	}, func() error {
+		all[n] = c
+		c.caller.Permissions, c.caller.ExpiresAt = nil, nil // what the next row is read into must not be what this one holds
+		return nil
+	})
+	return all, err
+}
+
+// at is the outcome of one of the requests that were counted together, by its place among them.
+func (c counted) at(place int64) (Caller, error) {
 	switch {
-	case errors.Is(err, pgx.ErrNoRows), err == nil && dead:
-		return Caller{}, fault.New(fault.InvalidToken, "The token is unknown or revoked; generate a new one.")
-	case err != nil:
-		return Caller{}, fmt.Errorf("authenticate: %w", err)
-	case expired:
-		return c, fault.New(fault.ExpiredToken, "The token expired at %s; generate a new one.", c.ExpiresAt.UTC().Format(time.RFC3339))
+	case c.dead:
+		return Caller{}, errNobody
+	case c.expired:
+		return c.caller, fault.New(fault.ExpiredToken, "The token expired at %s; generate a new one.", c.caller.ExpiresAt.UTC().Format(time.RFC3339))
 	}
-	c.Windows = []Window{
-		windowOf("minute", minute, numbers[0], used[0], limits[0]),
-		windowOf("hour", hour, numbers[1], used[1], limits[1]),
-		windowOf("day", day, numbers[2], used[2], limits[2]),
+	later := max(0, c.granted-place-1) // those that were let through after this one
+	caller := c.caller
+	caller.Windows = []Window{
+		windowOf("minute", minute, c.numbers[0], c.used[0]-later, c.limits[0]),
+		windowOf("hour", hour, c.numbers[1], c.used[1]-later, c.limits[1]),
+		windowOf("day", day, c.numbers[2], c.used[2]-later, c.limits[2]),
 	}
-	if !allowed {
-		return c, exceeded(c.Windows, "requests", now)
+	if place >= c.granted {
+		return caller, exceeded(caller.Windows, "requests", c.now)
 	}
-	return c, nil
+	return caller, nil
 }
 
 // exceeded is the error of a call that found a window full. What has to pass is the full window that ends last.
