@@ -66,14 +66,14 @@ func TestOfCompanyTokensRotatedAtOnceTheLastHolds(t *testing.T) {
 	p := world.Partner(t)
 	operator := commands.Caller{Actor: "operator"}
 	rotated := []string{p.CompanyToken}
-	for _, a := range atOnce(20, func(int) (string, error) {
+	for _, a := range atOnce(20, func(int) (commands.CompanyTokenRotated, error) {
 		return p.Commands.RotateCompanyToken.Handle(lasting(t.Context()), commands.RotateCompanyToken{Caller: operator, CompanyID: p.CompanyID})
 	}) {
 		if a.err != nil {
 			refused(t, a.err, fault.Conflict)
 			continue
 		}
-		rotated = append(rotated, a.result)
+		rotated = append(rotated, a.result.CompanyToken)
 	}
 	history := p.History(t, company.Stream(p.CompanyID))
 	require.Len(t, history, len(rotated))

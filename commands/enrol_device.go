@@ -37,8 +37,8 @@ func (h EnrolDeviceHandler) Handle(ctx context.Context, cmd EnrolDevice) (Device
 	if _, err := h.claim(ctx, cmd.Caller, identity, "enrol device"); err != nil {
 		return DeviceEnrolled{}, err
 	}
-	meta := identity.mark(h.metadata(cmd.Caller))
-	answer := DeviceEnrolled{DeviceID: identity.id("dvc_"), Token: "dev_" + h.secret(identity, "device token"), ExternalID: cmd.ExternalID, CreatedAt: meta.Time}
+	meta, secrets := identity.mark(h.metadata(cmd.Caller)), h.secrets(identity, "device token", "dev_")
+	answer := DeviceEnrolled{DeviceID: identity.id("dvc_"), Token: secrets[0], ExternalID: cmd.ExternalID, CreatedAt: meta.Time}
 	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, meta, func(l location.Location, history []event.Recorded) ([]event.Payload, error) {
 		if identity.done(history) != nil {
 			earlier, ok := l.Device(answer.DeviceID)
@@ -46,9 +46,10 @@ func (h EnrolDeviceHandler) Handle(ctx context.Context, cmd EnrolDevice) (Device
 				return nil, fault.New(fault.Conflict, "The device of this Idempotency-Key is revoked; use a new key.")
 			}
 			answer.Replayed, answer.CreatedAt = true, earlier.EnrolledAt
-			return nil, nil
+			answer.Token, err = h.shownAgain(secrets, earlier.Hash, "enrol another device with a new key")
+			return nil, err
 		}
-		enrolled, err := l.Enrol(answer.DeviceID, cmd.Name, h.Keys.HashToken(answer.Token))
+		enrolled, err := l.Enrol(answer.DeviceID, cmd.Name, h.Keys.HashToken(secrets[0]))
 		return []event.Payload{enrolled}, err
 	})
 	if err != nil {

@@ -3,11 +3,13 @@ package commands
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
@@ -18,8 +20,12 @@ import (
 
 // Idempotency without a table: the ID of what a command creates follows from the company, the environment, the operation and the Idempotency-Key. A
 // repeat finds the stream there, since creating it expects that there is none; the first event's metadata says whether it was the same request.
+//
+// No secret goes into an ID, so that it stays the same when the operator changes the secret key. Who guesses a company's Idempotency-Keys can reckon its
+// IDs, and gains nothing by it: an ID lets nobody in, and to another company each is not_found, whether it is there or not. Nor can another company have an
+// ID first, since its own goes into all that it creates. Tokens do follow from the secret key.
 
-// identity is the ID of what a request creates, and the secret that goes with it.
+// identity is the ID of what a request creates, and what its tokens follow from beside the secret key.
 type identity struct {
 	// hash is empty for a request without a key.
 	hash        string
@@ -27,7 +33,7 @@ type identity struct {
 	seed        []byte
 }
 
-// identify derives the identity of a request, or makes a random one if it has no key. The body is all that the request means.
+// identify finds the identity of a request, or makes a random one if it has no key. The body is all that the request means.
 func (t *tools) identify(c Caller, operation string, body any) (identity, error) {
 	if c.IdempotencyKey == "" {
 		return identity{seed: keys.Random()}, nil
@@ -37,8 +43,18 @@ func (t *tools) identify(c Caller, operation string, body any) (identity, error)
 		return identity{}, fmt.Errorf("fingerprint of %s: %w", operation, err)
 	}
 	sum := sha256.Sum256(raw)
-	seed := t.Keys.Derive("idempotency", c.CompanyID, string(c.Environment), operation, c.IdempotencyKey)
+	seed := seedOf("idempotency", c.CompanyID, string(c.Environment), operation, c.IdempotencyKey)
 	return identity{hash: hex.EncodeToString(seed[:16]), fingerprint: hex.EncodeToString(sum[:]), seed: seed}, nil
+}
+
+// seedOf is SHA-256 (FIPS 180-4) over the parts, each with its length before it, so that no two lists of parts look alike.
+func seedOf(parts ...string) []byte {
+	var all []byte
+	for _, p := range parts {
+		all = append(binary.BigEndian.AppendUint64(all, uint64(len(p))), p...)
+	}
+	sum := sha256.Sum256(all)
+	return sum[:]
 }
 
 // keyed reports whether the request has an Idempotency-Key.
@@ -56,10 +72,25 @@ func (i identity) id(prefix string) string {
 	return prefix + base62(sum[:16], 22)
 }
 
-// secret is a token's random part: 256 bits in base 62. With a key it follows from the key and the ring's secret, so that a replay can show it again
-// although it is stored nowhere.
-func (t *tools) secret(i identity, purpose string) string {
-	return base62(t.Keys.Derive("secret", purpose, string(i.seed)), 43)
+// secrets are the tokens that a request makes or has made: a prefix and 256 bits in base 62. They follow from the identity and the ring's secrets, one from
+// each, so that a replay can show the token again although it is stored nowhere. The first is for a new one.
+func (t *tools) secrets(i identity, purpose, prefix string) []string {
+	var all []string
+	for _, derived := range t.Keys.Derive("secret", purpose, string(i.seed)) {
+		all = append(all, prefix+base62(derived, 43))
+	}
+	return all
+}
+
+// shownAgain is the one of a request's tokens that was made, by the hash that its event holds. It is none of them if the ring's secret that it follows from
+// was taken away since, or is not there yet; remedy is what the caller can do then.
+func (t *tools) shownAgain(secrets []string, hash, remedy string) (string, error) {
+	for _, secret := range secrets {
+		if slices.Contains(t.Keys.Hashes(secret), hash) {
+			return secret, nil
+		}
+	}
+	return "", fault.New(fault.Conflict, "The token of this Idempotency-Key was made, and cannot be shown again, since the server's secret key has changed; %s.", remedy)
 }
 
 const base62Digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

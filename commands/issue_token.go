@@ -61,8 +61,7 @@ func (h IssueTokenHandler) Handle(ctx context.Context, cmd IssueToken) (TokenIss
 	if err != nil {
 		return TokenIssued{}, err
 	}
-	id := identity.id("tok_")
-	secret := owner.Prefix + "_" + string(env) + "_" + h.secret(identity, "token")
+	id, secrets := identity.id("tok_"), h.secrets(identity, "token", owner.Prefix+"_"+string(env)+"_")
 	history, err := h.earlier(ctx, identity, token.Stream(id))
 	if err != nil {
 		return TokenIssued{}, err
@@ -74,7 +73,7 @@ func (h IssueTokenHandler) Handle(ctx context.Context, cmd IssueToken) (TokenIss
 		}
 		issued := token.Issued{
 			TokenID: id, CompanyID: owner.ID, Environment: env, ExternalID: cmd.ExternalID, UserID: userID,
-			Name: cmd.Name, Permissions: terms.Granted(), Hash: h.Keys.HashToken(secret),
+			Name: cmd.Name, Permissions: terms.Granted(), Hash: h.Keys.HashToken(secrets[0]),
 		}
 		if cmd.ExpiresIn != nil {
 			at := h.now().Add(*cmd.ExpiresIn).Truncate(time.Millisecond)
@@ -86,11 +85,15 @@ func (h IssueTokenHandler) Handle(ctx context.Context, cmd IssueToken) (TokenIss
 		}
 		h.settle(ctx, position, Tokens)
 		if raced == nil {
-			return TokenIssued{Issued: issued, Token: secret}, nil
+			return TokenIssued{Issued: issued, Token: secrets[0]}, nil
 		}
 		history = raced
 	}
 	state, err := token.Load(history)
+	if err != nil {
+		return TokenIssued{}, err
+	}
+	secret, err := h.shownAgain(secrets, state.Hash, "make another with a new key")
 	if err != nil {
 		return TokenIssued{}, err
 	}

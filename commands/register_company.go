@@ -33,8 +33,8 @@ func (h RegisterCompanyHandler) Handle(ctx context.Context, cmd RegisterCompany)
 	if err != nil {
 		return CompanyRegistered{}, err
 	}
-	id, secret := identity.id("co_"), "comp_"+h.secret(identity, "company token")
-	registered, err := company.Register(id, cmd.Name, cmd.Plan, cmd.Prefix, h.Keys.HashToken(secret), h.Plans)
+	id, secrets := identity.id("co_"), h.secrets(identity, "company token", "comp_")
+	registered, err := company.Register(id, cmd.Name, cmd.Plan, cmd.Prefix, h.Keys.HashToken(secrets[0]), h.Plans)
 	if err != nil {
 		return CompanyRegistered{}, err
 	}
@@ -43,6 +43,16 @@ func (h RegisterCompanyHandler) Handle(ctx context.Context, cmd RegisterCompany)
 	position, history, err := h.create(ctx, identity, company.Stream(id), meta, registered)
 	if err != nil {
 		return CompanyRegistered{}, err
+	}
+	secret := secrets[0]
+	if history != nil {
+		made, err := company.Load(history[:1])
+		if err != nil {
+			return CompanyRegistered{}, err
+		}
+		if secret, err = h.shownAgain(secrets, made.TokenHash, "rotate the token of the company, "+id); err != nil {
+			return CompanyRegistered{}, err
+		}
 	}
 	h.settle(ctx, position, Tokens)
 	return CompanyRegistered{CompanyID: id, CompanyToken: secret, Name: registered.Name, Plan: registered.Plan, Prefix: registered.Prefix, Replayed: history != nil}, nil

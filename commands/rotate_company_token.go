@@ -13,19 +13,44 @@ type RotateCompanyToken struct {
 	CompanyID string
 }
 
+// CompanyTokenRotated is the new company token, which is shown this once.
+type CompanyTokenRotated struct {
+	CompanyToken string
+	Replayed     bool
+}
+
 // RotateCompanyTokenHandler carries out RotateCompanyToken.
 type RotateCompanyTokenHandler struct{ *tools }
 
-// Handle rotates the token and gives the new one, which is shown this once.
-func (h RotateCompanyTokenHandler) Handle(ctx context.Context, cmd RotateCompanyToken) (companyToken string, err error) {
-	identity, err := h.identify(Caller{}, "", nil) // a rotation repeated is another rotation
+// Handle rotates the token, and answers when the old one is accepted nowhere any more. A rotation that is repeated without an Idempotency-Key is another one.
+func (h RotateCompanyTokenHandler) Handle(ctx context.Context, cmd RotateCompanyToken) (CompanyTokenRotated, error) {
+	of := cmd.Caller
+	of.CompanyID = cmd.CompanyID
+	identity, err := h.identify(of, "rotate company token", nil)
 	if err != nil {
-		return "", err
+		return CompanyTokenRotated{}, err
 	}
-	secret := "comp_" + h.secret(identity, "company token")
-	err = h.changeCompany(ctx, cmd.Caller, cmd.CompanyID, func(c company.Company) ([]event.Payload, error) {
-		rotated, err := c.RotateToken(h.Keys.HashToken(secret))
+	secrets := h.secrets(identity, "company token", "comp_")
+	answer := CompanyTokenRotated{CompanyToken: secrets[0]}
+	position, err := h.change(ctx, company.Stream(cmd.CompanyID), identity.mark(h.metadata(of)), func(history []event.Recorded) ([]event.Payload, error) {
+		if before := identity.done(history); before != nil {
+			then, err := company.Load(before)
+			if err != nil {
+				return nil, err
+			}
+			answer.Replayed = true
+			answer.CompanyToken, err = h.shownAgain(secrets, then.TokenHash, "rotate it again with a new key")
+			return nil, err
+		}
+		c, err := company.Load(history)
+		if err != nil {
+			return nil, err
+		}
+		rotated, err := c.RotateToken(h.Keys.HashToken(secrets[0]))
 		return []event.Payload{rotated}, err
 	})
-	return secret, err
+	if err := h.mustHold(ctx, position, err, Tokens); err != nil {
+		return CompanyTokenRotated{}, err
+	}
+	return answer, nil
 }

@@ -113,7 +113,7 @@ func TestARevocationThatDoesNotHoldYetIsNotAnswered(t *testing.T) {
 		return held == len(revocations)
 	}, commandstest.Patience, time.Millisecond)
 	for _, err := range []error{
-		second(tokens.Authenticate(t.Context(), w.Pool, w.Keys.Hashes(made.Token), w.Plans, time.Now())),
+		second(tokens.NewAuthenticator(w.Pool, w.Plans, time.Now).Authenticate(t.Context(), w.Keys.Hashes(made.Token))),
 		second(tokens.AuthenticateDevice(t.Context(), w.Pool, w.Keys.Hashes(device.Token))),
 		second(w.Commands.IssueToken.Handle(t.Context(), commands.IssueToken{CompanyToken: suspended.CompanyToken, ExternalID: "till"})),
 	} {

@@ -140,14 +140,21 @@ func (s *Server) createCompany(c *call) error {
 }
 
 func (s *Server) rotateCompanyToken(c *call) error {
-	token, err := s.commands.RotateCompanyToken.Handle(c.ctx(), commands.RotateCompanyToken{Caller: c.operator(), CompanyID: c.pathVar("companyId")})
+	key, err := idempotencyKey(c.r.Header)
 	if err != nil {
 		return err
 	}
+	cmd := commands.RotateCompanyToken{Caller: c.operator(), CompanyID: c.pathVar("companyId")}
+	cmd.Caller.IdempotencyKey = key
+	rotated, err := s.commands.RotateCompanyToken.Handle(c.ctx(), cmd)
+	if err != nil {
+		return err
+	}
+	c.replayed(rotated.Replayed)
 	return c.data(http.StatusOK, struct {
 		CompanyID    string `json:"companyId"`
 		CompanyToken string `json:"companyToken"`
-	}{c.pathVar("companyId"), token})
+	}{c.pathVar("companyId"), rotated.CompanyToken})
 }
 
 func (s *Server) setCompanyPlan(c *call) error {

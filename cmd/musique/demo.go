@@ -17,7 +17,7 @@ import (
 )
 
 // demoKey is the Idempotency-Key of all that the demo makes: a second start finds the same company, and can show its token again, since that follows
-// from the key and the data folder's secret.
+// from the key and the secret key.
 const demoKey = "demo"
 
 // demoMarker is the file that says that this data folder has the demo company.
@@ -55,6 +55,9 @@ func (a *app) demo(ctx context.Context) (*demoCompany, error) {
 	}
 	caller := commands.Caller{Actor: "operator", RequestID: "demo", IdempotencyKey: demoKey}
 	made, err := a.commands.RegisterCompany.Handle(ctx, commands.RegisterCompany{Caller: caller, Name: "Demo company"})
+	if fault.CodeOf(err) == fault.Conflict {
+		return nil, nil // it is there, and the secret key that its token follows from is not
+	}
 	if err != nil {
 		return nil, fmt.Errorf("demo company: %w", err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -24,4 +25,23 @@ func TestARotatedDemoTokenIsNotShown(t *testing.T) {
 	s.awaits(&s.stdout, `(?s)is ready\..*Kafka +\S+\n\n`)
 	s.terminate()
 	require.NotContains(t, s.stdout.String(), token)
+}
+
+// The demo company stays the one that it is when the secret key is rotated. Its token is shown as long as its secret key is there.
+func TestTheDemoOutlivesItsSecretKey(t *testing.T) {
+	t.Parallel()
+	older, newer := strings.Repeat("a1", 32), strings.Repeat("b2", 32)
+	serve := append([]string{"serve", "--data-dir", filepath.Join(t.TempDir(), "data")}, freePorts...)
+	token := ""
+	for _, ring := range []string{older, newer + "," + older, newer} {
+		s := launch(t, append(serve, "--secret-key", ring)...)
+		s.awaits(&s.stdout, `(?s)is ready\..*Kafka +\S+\n\n`)
+		if token == "" {
+			token = s.awaits(&s.stdout, `Its company token:\n\n  (comp_\S+)\n`)[1]
+		}
+		ops := s.awaits(&s.stdout, `Operators +http://(\S+)/metrics`)[1]
+		require.Len(t, operator[[]object](&server{process: s, ops: ops}, "company", "list"), 1)
+		s.terminate()
+		require.Equal(t, strings.Contains(ring, older), strings.Contains(s.stdout.String(), token))
+	}
 }

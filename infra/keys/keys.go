@@ -1,5 +1,4 @@
-// Package keys holds the secret that everything keyed is derived from: the hashes of tokens, the IDs that follow from Idempotency-Keys, the
-// signatures of media URLs.
+// Package keys holds the secret that everything keyed is derived from: tokens and their hashes, the signatures of media URLs.
 package keys
 
 import (
@@ -117,9 +116,13 @@ func (s secret) hashToken(token string) string {
 	return s.id + ":" + hex.EncodeToString(sum(s.bytes, "token", token))
 }
 
-// Derive gives 32 bytes that follow from a purpose and its parts, and from nothing that others know.
-func (r *Ring) Derive(purpose string, parts ...string) []byte {
-	return sum(r.secrets[0].bytes, append([]string{purpose}, parts...)...)
+// Derive gives 32 bytes that follow from a purpose, its parts and a secret that nobody else knows, for each secret of the ring, the one in use first.
+func (r *Ring) Derive(purpose string, parts ...string) [][]byte {
+	derived := make([][]byte, len(r.secrets))
+	for i, s := range r.secrets {
+		derived[i] = sum(s.bytes, append([]string{purpose}, parts...)...)
+	}
+	return derived
 }
 
 // SigningKeys are the keys of signatures, the one to sign with first (HKDF, RFC 5869).

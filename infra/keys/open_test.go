@@ -60,7 +60,16 @@ func TestRotation(t *testing.T) {
 	require.Equal(t, []string{after.HashToken("token"), before.HashToken("token")}, after.Hashes("token"))
 	require.Equal(t, before.SigningKeys("media")[0], after.SigningKeys("media")[1])
 	require.NotEqual(t, after.SigningKeys("media")[0], after.SigningKeys("other")[0])
+	require.Len(t, after.Derive("a", "b"), 2)
+	require.Equal(t, before.Derive("a", "b")[0], after.Derive("a", "b")[1])
+	require.NotEqual(t, after.Derive("a", "b")[0], after.Derive("a", "b")[1])
 	require.NotEqual(t, after.Derive("a", "bc"), after.Derive("ab", "c"), "no two lists of parts look alike")
+
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "secret.key"), []byte(newer+"\n"+older+"\n"), 0o600))
+	fromFile, err := keys.Open(dir, "")
+	require.NoError(t, err)
+	require.Equal(t, after.Hashes("token"), fromFile.Hashes("token"), "the file has a secret on each line")
 }
 
 func TestWhatIsNoSecretIsRefused(t *testing.T) {
