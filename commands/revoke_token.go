@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"errors"
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
@@ -15,6 +16,10 @@ type RevokeToken struct {
 	Token   string
 }
 
+// ErrUnknownToken is the InvalidToken for a token that is none of the caller's company and environment: one that was guessed, maybe. A token that was
+// revoked already is no guess.
+var ErrUnknownToken = fault.New(fault.InvalidToken, "The token is unknown or revoked already.")
+
 // RevokeTokenHandler carries out RevokeToken.
 type RevokeTokenHandler struct{ *tools }
 
@@ -27,22 +32,21 @@ func (h RevokeTokenHandler) Handle(ctx context.Context, cmd RevokeToken) (tokenI
 			return "", err
 		}
 		if !found {
-			return "", fault.New(fault.InvalidToken, "The token is unknown or revoked already.")
+			return "", ErrUnknownToken
 		}
 	}
-	mine := false
 	position, err := h.change(ctx, token.Stream(id), h.metadata(cmd.Caller), func(history []event.Recorded) ([]event.Payload, error) {
 		t, err := token.Load(history)
 		if err != nil {
 			return nil, err
 		}
-		if mine = t.CompanyID == cmd.Caller.CompanyID && t.Environment == cmd.Caller.Environment; !mine {
-			t = token.Token{} // another company's token is, for this one, as if it had never been; the sandbox's is for live, and live's for the sandbox
+		if t.CompanyID != cmd.Caller.CompanyID || t.Environment != cmd.Caller.Environment {
+			return nil, ErrUnknownToken // another company's token is, for this one, as if it had never been; the sandbox's is for live, and live's for the sandbox
 		}
 		revoked, err := t.Revoke()
 		return []event.Payload{revoked}, err
 	})
-	if !mine {
+	if errors.Is(err, ErrUnknownToken) {
 		return "", err
 	}
 	return id, h.mustHold(ctx, position, err, Tokens)

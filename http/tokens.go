@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"net/http"
 	"time"
 
@@ -125,7 +126,16 @@ func (s *Server) revokeToken(c *call) error {
 	if id != "" {
 		return s.revokeByID(c, id)
 	}
-	return s.revoke(c, commands.RevokeToken{Token: secret})
+	if err := tokens.CheckRevocations(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, s.now()); err != nil {
+		return err
+	}
+	err = s.revoke(c, commands.RevokeToken{Token: secret})
+	if errors.Is(err, commands.ErrUnknownToken) {
+		if limited := tokens.CountWrongRevocation(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, s.now()); limited != nil {
+			return limited
+		}
+	}
+	return err
 }
 
 // revokeTokenByID revokes one token of the company.
