@@ -1,9 +1,7 @@
 package httpapi
 
 import (
-	"encoding/json"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/musique/musique/commands"
@@ -13,23 +11,11 @@ import (
 	"github.com/musique/musique/projections/tokens"
 )
 
-// partnerURL is how long the URL of audio in an answer to a partner lasts.
-const partnerURL = time.Hour
-
 // audioFormats are the formats that audio is told apart by.
 var audioFormats = []string{"mp3", "wav", "ogg", "aac"}
 
 // seconds is a length of time as the API writes it: seconds, to the millisecond.
-type seconds time.Duration
-
-func secondsOf(ms int64) seconds { return seconds(time.Duration(ms) * time.Millisecond) }
-
-// MarshalJSON implements json.Marshaler.
-func (s seconds) MarshalJSON() ([]byte, error) {
-	return strconv.AppendFloat(nil, float64(time.Duration(s).Milliseconds())/1000, 'f', -1, 64), nil
-}
-
-var _ json.Marshaler = seconds(0)
+func seconds(d time.Duration) float64 { return float64(d.Milliseconds()) / 1000 }
 
 type audioData struct {
 	AudioID     string      `json:"audioId"`
@@ -37,7 +23,7 @@ type audioData struct {
 	Description string      `json:"description"`
 	Category    string      `json:"category"`
 	URL         string      `json:"url"`
-	Duration    seconds     `json:"duration"`
+	Duration    float64     `json:"duration"` // seconds
 	Size        int64       `json:"size"`
 	Format      string      `json:"format"`
 	SHA256      string      `json:"sha256"`
@@ -80,8 +66,8 @@ func (s *Server) uploadAudio(c *call) error {
 	}
 	c.replayed(made.Replayed)
 	return c.data(http.StatusCreated, audioData{
-		AudioID: made.AudioID, Name: made.Name, Description: made.Description, Category: made.Category, URL: s.mediaURL(c, made.BlobKey, partnerURL),
-		Duration: secondsOf(made.DurationMs), Size: made.Size, Format: made.Format, SHA256: made.SHA256, CreatedAt: timestamp(made.CreatedAt),
+		AudioID: made.AudioID, Name: made.Name, Description: made.Description, Category: made.Category, URL: s.mediaURL(c, made.BlobKey, partnerURLEnd(s.now())),
+		Duration: seconds(time.Duration(made.DurationMs) * time.Millisecond), Size: made.Size, Format: made.Format, SHA256: made.SHA256, CreatedAt: timestamp(made.CreatedAt),
 	})
 }
 
@@ -132,7 +118,7 @@ func (s *Server) getAudio(c *call) error {
 
 func (s *Server) audioOf(c *call, item audiolibrary.Item) audioData {
 	return audioData{
-		AudioID: item.AudioID, Name: item.Name, Description: item.Description, Category: item.Category, URL: s.mediaURL(c, item.BlobKey, partnerURL),
+		AudioID: item.AudioID, Name: item.Name, Description: item.Description, Category: item.Category, URL: s.mediaURL(c, item.BlobKey, partnerURLEnd(s.now())),
 		Duration: seconds(item.Duration), Size: item.Size, Format: item.Format, SHA256: item.SHA256, CreatedAt: timestamp(item.CreatedAt),
 	}
 }

@@ -128,7 +128,7 @@ type audioToPlay struct {
 	URL      string  `json:"url"`
 	SHA256   string  `json:"sha256"`
 	Format   string  `json:"format"`
-	Duration seconds `json:"duration"`
+	Duration float64 `json:"duration"` // seconds
 	Size     int64   `json:"size"`
 }
 
@@ -153,11 +153,14 @@ func (s *Server) tellOne(c *call, w *eventWriter, item inbox.Item) error {
 	if item.Kind == inbox.Cancel {
 		return w.event(item.Seq, item.Kind, cancelEvent{d.DeliveryID, d.SendID})
 	}
-	lifetime := max(d.ExpiresAt.Sub(s.now()), minPlayerURL)
+	until := d.ExpiresAt
+	if least := s.now().Add(minPlayerURL); until.Before(least) {
+		until = least
+	}
 	return w.event(item.Seq, item.Kind, deliverEvent{
 		DeliveryID: d.DeliveryID, SendID: d.SendID,
 		Audio: audioToPlay{
-			AudioID: d.AudioID, Name: d.Name, URL: s.mediaURL(c, d.BlobKey, lifetime), SHA256: d.SHA256, Format: d.Format, Duration: secondsOf(d.DurationMs), Size: d.Size,
+			AudioID: d.AudioID, Name: d.Name, URL: s.mediaURL(c, d.BlobKey, until), SHA256: d.SHA256, Format: d.Format, Duration: seconds(time.Duration(d.DurationMs) * time.Millisecond), Size: d.Size,
 		},
 		Priority: d.Priority, Repeat: d.Repeat, Volume: d.Volume, PlayAt: optionalTime(d.PlayAt), ExpiresAt: timestamp(d.ExpiresAt),
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/eventstore"
 )
 
@@ -67,10 +68,11 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 	i.runner.metrics.position.WithLabelValues(i.projection.Name).Set(float64(lead.at().Commit))
 	i.log.Debug("the projection leads", "position", lead.at().Commit)
 
-	// Others wait until it has passed any position, that of an event which it does not follow too. Such events move the checkpoint soon and not at once: it
-	// would be a transaction more for each event and projection, just when others wait for theirs.
+	// Others wait until it has passed any position that a command wrote, that of an event which it does not follow too. Such events move the checkpoint soon
+	// and not at once: it would be a transaction more for each event and projection, just when others wait for theirs. Usage is no command's: an event
+	// for each request, and nobody waits for it.
 	subscriber := eventstore.NewSubscriber(i.runner.config.Store, eventstore.SubscriberConfig{
-		Types: i.projection.Types, FilterHere: true,
+		Types: i.projection.Types, FilterHere: !i.projection.Beside, SkipStreams: usage.StreamPrefix,
 		Checkpoint: func(context.Context) (event.Position, error) { return lead.at(), nil },
 		OnCaughtUp: func() {
 			if err := lead.caughtUp(ctx); err != nil {

@@ -31,6 +31,8 @@ type Projection struct {
 	// Apply turns events, in order, into statements. It is a pure function: the same events give the same statements, and the same rows however
 	// they are split into pages. The statements run in one transaction. An error is an event that cannot be read.
 	Apply func(batch *pgx.Batch, events []event.Recorded) error
+	// Beside says that nobody waits for it to pass a position: it follows at its own pace.
+	Beside bool
 }
 
 // The names of the projections, for WaitFor.
@@ -45,11 +47,11 @@ const (
 // All lists the read models.
 func All() []Projection {
 	return []Projection{
-		{Tokens, tokens.Types, tokens.Migrations, tokens.Apply},
-		{Locations, locations.Types, locations.Migrations, locations.Apply},
-		{Audio, audiolibrary.Types, audiolibrary.Migrations, audiolibrary.Apply},
-		{Sends, sends.Types, sends.Migrations, sends.Apply},
-		{Usage, usagelogs.Types, usagelogs.Migrations, usagelogs.Apply},
+		{Name: Tokens, Types: tokens.Types, Migrations: tokens.Migrations, Apply: tokens.Apply},
+		{Name: Locations, Types: locations.Types, Migrations: locations.Migrations, Apply: locations.Apply},
+		{Name: Audio, Types: audiolibrary.Types, Migrations: audiolibrary.Migrations, Apply: audiolibrary.Apply},
+		{Name: Sends, Types: sends.Types, Migrations: sends.Migrations, Apply: sends.Apply},
+		{Name: Usage, Types: usagelogs.Types, Migrations: usagelogs.Migrations, Apply: usagelogs.Apply, Beside: true},
 	}
 }
 

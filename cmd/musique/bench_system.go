@@ -69,7 +69,7 @@ func startBenchSystem(ctx context.Context, dir string) (s *benchSystem, err erro
 	running, background := errgroup.WithContext(background)
 	s = &benchSystem{
 		app: assemble(config, parts, prometheus.NewRegistry(), log), stop: stop, running: running, sent: newPassages(),
-		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: benchCallers + benchLocations}},
+		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: benchCallers + benchLocations, DisableCompression: true}},
 	}
 	defer func() {
 		if err != nil {

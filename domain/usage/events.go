@@ -28,7 +28,10 @@ type ApiRequestServed struct {
 // EventType implements event.Payload.
 func (ApiRequestServed) EventType() string { return "ApiRequestServed" }
 
+// StreamPrefix begins the names of all streams of usage, and of no other.
+const StreamPrefix = "usage-"
+
 // Stream names the stream that a company's requests of a day (UTC) are noted in.
 func Stream(companyID string, env event.Environment, at time.Time) string {
-	return "usage-" + companyID + "-" + string(env) + "-" + at.UTC().Format(time.DateOnly)
+	return StreamPrefix + companyID + "-" + string(env) + "-" + at.UTC().Format(time.DateOnly)
 }

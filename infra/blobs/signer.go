@@ -6,9 +6,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -22,7 +24,10 @@ var ErrSignature = errors.New("the signature of this URL is wrong or past its ti
 const SignerKeyBytes = 32
 
 // Signer makes and checks URLs that let their bearer read one blob until a given second.
-type Signer struct{ keys [][]byte }
+type Signer struct{ keys []*signingKey }
+
+// signingKey is a key with the states that were derived from it, so that one signature does not cost what a list of them needs once.
+type signingKey struct{ states sync.Pool } // of hash.Hash
 
 // NewSigner returns a signer that signs with the first key and takes signatures of each, so that keys can be changed. It panics without
 // a key or with one that has not SignerKeyBytes: that is a fault in the program.
@@ -30,12 +35,14 @@ func NewSigner(keys [][]byte) Signer {
 	if len(keys) == 0 {
 		panic("blobs: a signer needs a key")
 	}
+	s := Signer{}
 	for _, k := range keys {
 		if len(k) != SignerKeyBytes {
 			panic(fmt.Sprintf("blobs: a signer's key has %d bytes, not %d", len(k), SignerKeyBytes))
 		}
+		s.keys = append(s.keys, &signingKey{states: sync.Pool{New: func() any { return hmac.New(sha256.New, k) }}})
 	}
-	return Signer{keys: keys}
+	return s
 }
 
 // The query of a signed URL, in this order and with nothing else in it.
@@ -51,7 +58,7 @@ func (s Signer) Path(key string, expires time.Time) string {
 		seconds++
 	}
 	until := strconv.FormatInt(seconds, 10)
-	return MediaPath + key + "?" + expiresParam + until + signatureParam + signature(s.keys[0], key, until)
+	return MediaPath + key + "?" + expiresParam + until + signatureParam + s.keys[0].signature(key, until)
 }
 
 // Verify returns the key that a signed URL names and when the URL expires, or ErrSignature. Not one byte of the path, as it was received, or of the query
@@ -67,7 +74,7 @@ func (s Signer) Verify(u *url.URL, now time.Time) (key string, expires time.Time
 	right := false
 	for _, k := range s.keys {
 		// The encoded forms are compared: base64 has several forms of the same bytes, and one is enough.
-		if hmac.Equal([]byte(signature(k, key, until)), []byte(signed)) {
+		if hmac.Equal([]byte(k.signature(key, until)), []byte(signed)) {
 			right = true
 		}
 	}
@@ -80,8 +87,15 @@ func (s Signer) Verify(u *url.URL, now time.Time) (key string, expires time.Time
 
 // signature is HMAC-SHA256 (RFC 2104) in base64url without padding (RFC 4648 §5). A line feed, which neither part can hold, keeps the parts apart; the first
 // line keeps these signatures apart from any other use of the key.
-func signature(key []byte, blobKey, until string) string {
-	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte("musique media v1\n" + blobKey + "\n" + until))
-	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+func (k *signingKey) signature(blobKey, until string) string {
+	mac := k.states.Get().(hash.Hash) //nolint:forcetypeassert // the pool holds nothing else
+	defer k.states.Put(mac)
+	mac.Reset()
+	text := make([]byte, 0, 256)
+	text = append(text, "musique media v1\n"...)
+	text = append(text, blobKey...)
+	text = append(text, '\n')
+	mac.Write(append(text, until...))
+	var sum [sha256.Size]byte
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(sum[:0]))
 }

@@ -66,6 +66,9 @@ type SubscriberConfig struct {
 	// FilterHere has the server send all events, and leaves out here those of other types. A server that leaves them out says how far it looked only now
 	// and then; so the position is never more than 100 ms behind, at the price of the bytes.
 	FilterHere bool
+	// SkipStreams has the server leave out, with FilterHere too, the streams whose names begin so; empty is none. The position passes them only now and
+	// then.
+	SkipStreams string
 	// Checkpoint tells the position that everything up to was handled; the zero position is the start, and so is a nil func. It is asked at the
 	// start, and again when a page was refused: what it says was handled by then (by a transaction whose answer was lost, or by another
 	// process) is not given out again.
@@ -294,18 +297,32 @@ func (s *subscription) wanted(e *esdb.RecordedEvent) bool {
 
 func (s *subscription) options() esdb.SubscribeToAllOptions {
 	filter := esdb.ExcludeSystemEventsFilter()
-	if len(s.config.Types) > 0 && !s.config.FilterHere {
+	switch {
+	case len(s.config.Types) > 0 && !s.config.FilterHere:
 		names := make([]string, len(s.config.Types))
 		for i, t := range s.config.Types {
 			names[i] = regexp.QuoteMeta(t)
 		}
 		filter = &esdb.SubscriptionFilter{Type: esdb.EventFilterType, Regex: "^(?:" + strings.Join(names, "|") + ")$"}
+	case s.config.SkipStreams != "":
+		filter = &esdb.SubscriptionFilter{Type: esdb.StreamFilterType, Regex: notBeginning(s.config.SkipStreams)}
 	}
 	options := esdb.SubscribeToAllOptions{From: esdb.Start{}, Filter: filter, MaxSearchWindow: searchWindow, CheckpointInterval: 1}
 	if !s.done.IsZero() {
 		options.From = esdb.Position{Commit: s.done.Commit, Prepare: s.done.Prepare} // excluded
 	}
 	return options
+}
+
+// notBeginning is a pattern for the streams that are neither the store's own, whose names begin with a dollar, nor begin with prefix. The server's patterns
+// and ours have no negation in common, so it says where a name may differ from the prefix first.
+func notBeginning(prefix string) string {
+	differs := make([]string, len(prefix))
+	for i := range prefix {
+		differs[i] = regexp.QuoteMeta(prefix[:i]) + `(?:$|[^` + regexp.QuoteMeta(prefix[i:i+1]) + `])`
+	}
+	differs[0] = `[^$` + regexp.QuoteMeta(prefix[:1]) + `]`
+	return "^(?:" + strings.Join(differs, "|") + ")"
 }
 
 // backoff waits before try number failures+2, or until ctx ends. The jitter keeps those who failed together from coming back together.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/musique/musique/domain/audio"
@@ -22,13 +23,12 @@ type Item struct {
 	Description string
 	Category    string
 	Format      string
-	ContentType string
 	Duration    time.Duration
 	Size        int64 // bytes
 	SHA256      string
 	BlobKey     string
 	CreatedAt   time.Time
-	Stats       Stats
+	Stats       Stats // zero in a list
 	position    int64
 }
 
@@ -41,23 +41,29 @@ type Stats struct {
 	TotalRecipients int64
 }
 
-const selection = `
-	SELECT audio_id, name, description, category, format, content_type, duration_ms, size, sha256, blob_key, created_at, position,
-		times_played, last_played_at, total_recipients
-	FROM audio.item WHERE company_id = $1 AND environment = $2`
+const (
+	columns = `audio_id, name, description, category, format, duration_ms, size, sha256, blob_key, created_at, position`
+	of      = ` FROM audio.item WHERE company_id = $1 AND environment = $2`
+)
 
-func scan(row pgx.CollectableRow) (i Item, err error) {
-	var ms int64
-	err = row.Scan(&i.AudioID, &i.Name, &i.Description, &i.Category, &i.Format, &i.ContentType, &ms, &i.Size, &i.SHA256, &i.BlobKey, &i.CreatedAt, &i.position,
-		&i.Stats.TimesPlayed, &i.Stats.LastPlayedAt, &i.Stats.TotalRecipients)
-	i.Duration = time.Duration(ms) * time.Millisecond
-	return i, err
+func (i *Item) fields() []any {
+	return []any{&i.AudioID, &i.Name, &i.Description, &i.Category, &i.Format, (*milliseconds)(&i.Duration), &i.Size, &i.SHA256, &i.BlobKey, &i.CreatedAt, &i.position}
+}
+
+// milliseconds reads a duration.
+type milliseconds time.Duration
+
+// ScanInt64 implements pgtype.Int64Scanner.
+func (m *milliseconds) ScanInt64(v pgtype.Int8) error {
+	*m = milliseconds(time.Duration(v.Int64) * time.Millisecond)
+	return nil
 }
 
 // Get finds a piece of audio. Errors: NotFound, also for another company's.
 func Get(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, audioID string) (Item, error) {
-	rows, _ := pool.Query(ctx, selection+` AND audio_id = $3`, companyID, env, audioID) // an error shows in rows
-	i, err := pgx.CollectExactlyOneRow(rows, scan)
+	var i Item
+	fields := append(i.fields(), &i.Stats.TimesPlayed, &i.Stats.LastPlayedAt, &i.Stats.TotalRecipients)
+	err := pool.QueryRow(ctx, `SELECT `+columns+`, times_played, last_played_at, total_recipients`+of+` AND audio_id = $3`, companyID, env, audioID).Scan(fields...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Item{}, audio.NotFound()
 	}
@@ -85,16 +91,30 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 	if err != nil {
 		return nil, "", err
 	}
-	const query = selection + `
-		AND position < $3
-		AND ($4 = '' OR category = $4)
-		AND ($5 = '' OR format = $5)
-		AND ($6 = '' OR name ILIKE $6)
-		AND ($7::timestamptz IS NULL OR created_at > $7)
-		AND ($8::timestamptz IS NULL OR created_at < $8)
-		ORDER BY position DESC LIMIT $9`
-	rows, _ := pool.Query(ctx, query, companyID, env, from.Key(0, math.MaxInt64), f.Category, f.Format, readmodel.Containing(f.Query), f.CreatedAfter, f.CreatedBefore, limit+1)
-	found, err := pgx.CollectRows(rows, scan)
+	query := readmodel.NewQuery(`SELECT `+columns+of, companyID, env).And(`position < $?`, from.Key(0, math.MaxInt64))
+	if f.Category != "" {
+		query.And(`category = $?`, f.Category)
+	}
+	if f.Format != "" {
+		query.And(`format = $?`, f.Format)
+	}
+	if f.Query != "" {
+		query.And(`name ILIKE $?`, readmodel.Containing(f.Query))
+	}
+	if f.CreatedAfter != nil {
+		query.And(`created_at > $?`, f.CreatedAfter)
+	}
+	if f.CreatedBefore != nil {
+		query.And(`created_at < $?`, f.CreatedBefore)
+	}
+	query.End(`ORDER BY position DESC LIMIT $?`, limit+1)
+	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...) // an error shows in rows
+	found := make([]Item, 0, limit+1)
+	var item Item
+	_, err = pgx.ForEachRow(rows, item.fields(), func() error {
+		found = append(found, item)
+		return nil
+	})
 	if err != nil {
 		return nil, "", fmt.Errorf("list audio: %w", err)
 	}

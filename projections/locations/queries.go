@@ -78,13 +78,18 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 	if err != nil {
 		return nil, "", err
 	}
-	const query = selection + `
-		AND l.position < $4
-		AND ($5 = '' OR $5 = ANY(l.tags))
-		AND ($6::boolean IS NULL OR o.online = $6)
-		AND ($7 = '' OR l.name ILIKE $7 OR l.external_id ILIKE $7)
-		ORDER BY l.position DESC LIMIT $8`
-	rows, _ := pool.Query(ctx, query, companyID, env, now.Add(-beatsCountFor), from.Key(0, math.MaxInt64), f.Tag, f.Online, readmodel.Containing(f.Query), limit+1)
+	query := readmodel.NewQuery(selection, companyID, env, now.Add(-beatsCountFor)).And(`l.position < $?`, from.Key(0, math.MaxInt64))
+	if f.Tag != "" {
+		query.And(`$? = ANY(l.tags)`, f.Tag)
+	}
+	if f.Online != nil {
+		query.And(`o.online = $?`, f.Online)
+	}
+	if f.Query != "" {
+		query.And(`(l.name ILIKE $? OR l.external_id ILIKE $?)`, readmodel.Containing(f.Query))
+	}
+	query.End(`ORDER BY l.position DESC LIMIT $?`, limit+1)
+	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...) // an error shows in rows
 	found, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, "", fmt.Errorf("list locations: %w", err)

@@ -80,14 +80,15 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 	if err != nil {
 		return nil, "", err
 	}
-	query := selection + `
-		AND position < $3
-		AND ($4 = '' OR status = $4)`
-	args := []any{companyID, env, from.Key(0, math.MaxInt64), f.Status, limit + 1}
-	if f.AudioID != "" { // which has an index of its own
-		query, args = query+` AND audio_id = $6`, append(args, f.AudioID)
+	query := readmodel.NewQuery(selection, companyID, env).And(`position < $?`, from.Key(0, math.MaxInt64))
+	if f.Status != "" {
+		query.And(`status = $?`, f.Status)
 	}
-	rows, _ := pool.Query(ctx, query+` ORDER BY position DESC LIMIT $5`, args...)
+	if f.AudioID != "" {
+		query.And(`audio_id = $?`, f.AudioID)
+	}
+	query.End(`ORDER BY position DESC LIMIT $?`, limit+1)
+	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...) // an error shows in rows
 	found, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, "", fmt.Errorf("list sends: %w", err)
@@ -127,10 +128,12 @@ func Deliveries(ctx context.Context, pool *pgxpool.Pool, companyID string, env e
 	if _, err := Get(ctx, pool, companyID, env, sendID); err != nil {
 		return nil, "", err
 	}
-	const query = `SELECT ` + deliveryColumns + ` FROM sends.delivery d
-		WHERE d.send_id = $1 AND d.user_id > $2 AND ($3 = '' OR d.status = $3)
-		ORDER BY d.user_id LIMIT $4`
-	rows, _ := pool.Query(ctx, query, sendID, from.Key(0, 0), status, limit+1)
+	query := readmodel.NewQuery(`SELECT `+deliveryColumns+` FROM sends.delivery d WHERE d.send_id = $1`, sendID).And(`d.user_id > $?`, from.Key(0, 0))
+	if status != "" {
+		query.And(`d.status = $?`, status)
+	}
+	query.End(`ORDER BY d.user_id LIMIT $?`, limit+1)
+	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...)
 	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Delivery])
 	if err != nil {
 		return nil, "", fmt.Errorf("list deliveries: %w", err)
