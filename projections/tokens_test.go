@@ -165,6 +165,27 @@ func TestACallerWhoLeavesIsLetGo(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 99, c.Windows[0].Remaining(), "the one who left was not counted")
 
+	// Nor does a round trip that hangs hold up those who come after it.
+	holder, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = holder.Exec(t.Context(), "SELECT FROM counters.request FOR UPDATE")
+	require.NoError(t, err)
+	hanging := make(chan error, 1)
+	go func() {
+		_, err := authenticator.Authenticate(context.Background(), []string{"hash tok_1"})
+		hanging <- err
+	}()
+	require.Eventually(t, func() bool {
+		var waiting bool
+		err := pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%counters.request%' AND pid <> pg_backend_pid())").Scan(&waiting)
+		return err == nil && waiting
+	}, time.Minute, 5*time.Millisecond)
+	_, err = authenticator.Authenticate(t.Context(), []string{"nobody's"})
+	require.Equal(t, fault.InvalidToken, fault.CodeOf(err), err)
+	require.Empty(t, hanging)
+	require.NoError(t, holder.Rollback(t.Context()))
+	require.NoError(t, <-hanging)
+
 	away, err := postgres.Connect(t.Context(), "postgres://nobody@127.0.0.1:1/none")
 	require.NoError(t, err)
 	t.Cleanup(away.Close)

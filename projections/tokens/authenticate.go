@@ -63,9 +63,8 @@ type Caller struct {
 }
 
 const (
-	// maxRoundTrips is how many round trips of an Authenticator are under way at once: one more than one, so that a connection that hangs holds up nobody
-	// but those who wait on it.
-	maxRoundTrips = 2
+	// slowRoundTrip is after how long those who came meanwhile wait no longer for the round trip that is under way: its connection may hang.
+	slowRoundTrip = 50 * time.Millisecond
 	// maxGathered bounds the requests of one round trip.
 	maxGathered = 1_000
 	// authenticateTimeout bounds one round trip.
@@ -81,7 +80,7 @@ type Authenticator struct {
 
 	mu      sync.Mutex
 	waiting []*presented
-	trips   int // round trips under way
+	working bool // a round trip is under way that is not slow
 }
 
 // presented is a token that a request came with.
@@ -107,8 +106,8 @@ func (a *Authenticator) Authenticate(ctx context.Context, hashes []string) (Call
 	p := &presented{ctx: ctx, hashes: hashes, done: make(chan struct{})}
 	a.mu.Lock()
 	a.waiting = append(a.waiting, p)
-	if a.trips < maxRoundTrips {
-		a.trips++
+	if !a.working {
+		a.working = true
 		go a.work()
 	}
 	a.mu.Unlock()
@@ -120,12 +119,12 @@ func (a *Authenticator) Authenticate(ctx context.Context, hashes []string) (Call
 	}
 }
 
-// work makes round trips until nobody waits.
+// work makes round trips until nobody waits, or until one was slow and another works in its place.
 func (a *Authenticator) work() {
 	for {
 		a.mu.Lock()
 		if len(a.waiting) == 0 {
-			a.trips--
+			a.working = false
 			a.mu.Unlock()
 			return
 		}
@@ -133,7 +132,11 @@ func (a *Authenticator) work() {
 		taken := a.waiting[:most:most]
 		a.waiting = a.waiting[most:]
 		a.mu.Unlock()
+		slow := time.AfterFunc(slowRoundTrip, a.work)
 		a.roundTrip(taken)
+		if !slow.Stop() {
+			return
+		}
 	}
 }
 
