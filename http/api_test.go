@@ -31,6 +31,15 @@ func TestAPI(t *testing.T) {
 		"guessing company tokens is limited":               guessing,
 		"wrong turns have the contract's form":             wrongTurns,
 		"the methods of each path are told":                methodsAreTold,
+		"the methods of each path are told to anybody":     optionsAreTold,
+		"what a caller has is not sent again":              readsHaveTags,
+		"what was changed has another tag":                 changedReadsHaveOtherTags,
+		"a tag is of one company":                          tagsAreOfOneCompany,
+		"what is not sent again counts":                    notModifiedCounts,
+		"partners' URLs keep their form":                   partnersURLsKeepTheirForm,
+		"answers are packed":                               answersArePacked,
+		"published files are packed":                       publishedFilesArePacked,
+		"streams are not packed":                           streamsAreNotPacked,
 		"names that nothing has are not found":             namesThatNothingHas,
 		"a location may be called import":                  locationCalledImport,
 		"both path families reach the same":                pathFamilies,
@@ -184,8 +193,8 @@ func wrongTurns(t *testing.T, w *world) {
 	}
 	r := p.call(http.MethodPut, "/audio", object{})
 	refused(t, r, http.StatusMethodNotAllowed, "method_not_allowed")
-	require.Equal(t, "GET, HEAD, POST", r.Header.Get("Allow"))
-	require.Equal(t, "DELETE, GET, HEAD", p.call(http.MethodPatch, "/sends/snd_x", object{}).Header.Get("Allow"))
+	require.Equal(t, "GET, HEAD, OPTIONS, POST", r.Header.Get("Allow"))
+	require.Equal(t, "DELETE, GET, HEAD, OPTIONS", p.call(http.MethodPatch, "/sends/snd_x", object{}).Header.Get("Allow"))
 	require.Equal(t, "mine-42", p.call(http.MethodGet, "/audio", nil, header{"X-Request-Id", "mine-42"}).Header.Get("X-Request-Id"))
 	unsafe := "a b<c>" + strings.Repeat("x", 200)
 	require.NotEqual(t, unsafe, p.call(http.MethodGet, "/audio", nil, header{"X-Request-Id", unsafe}).Header.Get("X-Request-Id"))

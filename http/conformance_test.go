@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -57,10 +58,14 @@ func document(t *testing.T, base string) *published {
 }
 
 // conforms holds an answer against the document: its status, headers and body; and if it is a success, the request too, since what is accepted has to be what the
-// document allows.
+// document allows. What the document does not have is OPTIONS, the answers to HEAD, and what caches are told.
 func conforms(t *testing.T, request *http.Request, sent []byte, r reply) {
 	t.Helper()
-	if !strings.HasPrefix(request.URL.Path, "/api") || request.Method == http.MethodHead || strings.HasPrefix(r.Header.Get("Content-Type"), "text/event-stream") {
+	if !strings.HasPrefix(request.URL.Path, "/api") || request.Method == http.MethodOptions || strings.HasPrefix(r.Header.Get("Content-Type"), "text/event-stream") {
+		return
+	}
+	cachesAreTold(t, request, r)
+	if request.Method == http.MethodHead {
 		return
 	}
 	d := document(t, request.URL.Scheme+"://"+request.URL.Host)
@@ -75,12 +80,30 @@ func conforms(t *testing.T, request *http.Request, sent []byte, r reply) {
 		return
 	}
 	require.True(t, ok, "%s %s answered %d %s\n%s", request.Method, request.URL.Path, r.StatusCode, r.body, told(errs))
-	if r.StatusCode < 300 {
+	if r.StatusCode < 300 || r.StatusCode == http.StatusNotModified {
 		request := request.Clone(t.Context())
 		request.Body = io.NopCloser(bytes.NewReader(sent))
 		ok, errs := d.validator.ValidateHttpRequestSync(request)
 		require.True(t, ok, "%s %s with %.300s was accepted, and should not be, says the document:\n%s", request.Method, request.URL, sent, told(errs))
 	}
+}
+
+var aToken = regexp.MustCompile(`_[0-9A-Za-z]{43}`)
+
+// cachesAreTold checks that a read has a tag and may be kept by its caller, has no token in it, and that nothing else may be kept by anybody.
+func cachesAreTold(t *testing.T, request *http.Request, r reply) {
+	t.Helper()
+	require.Empty(t, r.Header.Get("Access-Control-Allow-Origin"), "a page of another site has no key to use")
+	isRead := request.Method == http.MethodGet || request.Method == http.MethodHead
+	if !isRead || r.StatusCode != http.StatusOK && r.StatusCode != http.StatusNotModified {
+		require.Equal(t, "no-store", r.Header.Get("Cache-Control"), "%s %s answered %d", request.Method, request.URL.Path, r.StatusCode)
+		require.Empty(t, r.Header.Get("ETag"))
+		return
+	}
+	require.Regexp(t, `^W/"[0-9a-f]{32}"$`, r.Header.Get("ETag"), request.URL.Path)
+	require.Equal(t, "private, no-cache", r.Header.Get("Cache-Control"))
+	require.Equal(t, "X-API-Key, Authorization, Accept-Encoding", r.Header.Get("Vary"))
+	require.NotRegexp(t, aToken, string(r.body))
 }
 
 // notDescribed reports whether there was no operation to hold an answer against.

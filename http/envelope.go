@@ -1,11 +1,13 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -13,12 +15,20 @@ import (
 // may never see the answer, so a body of ordinary size is read to its end.
 const maxDrainBytes = 32 << 20
 
-// envelope is the outside of every answer.
-type envelope struct {
-	Data       any         `json:"data,omitempty"`
-	Error      *errorBody  `json:"error,omitempty"`
-	Pagination *pagination `json:"pagination,omitempty"`
-	Timestamp  timestamp   `json:"timestamp"`
+// maxPooledBytes bounds the buffers that are kept for later answers. Most answers are far smaller, and the few that are larger should not stay in memory.
+const maxPooledBytes = 256 << 10
+
+// buffers are what answers are written into.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// borrow gives an empty buffer. What is in it is lost when it is given back.
+func borrow() *bytes.Buffer { return buffers.Get().(*bytes.Buffer) } //nolint:forcetypeassert // nothing else is put there
+
+func giveBack(b *bytes.Buffer) {
+	if b.Cap() <= maxPooledBytes {
+		b.Reset()
+		buffers.Put(b)
+	}
 }
 
 // pagination stands beside the data of a list.
@@ -32,8 +42,10 @@ type pagination struct {
 type timestamp time.Time
 
 // MarshalJSON implements json.Marshaler.
-func (t timestamp) MarshalJSON() ([]byte, error) {
-	return strconv.AppendQuote(nil, time.Time(t).UTC().Truncate(time.Millisecond).Format(time.RFC3339Nano)), nil
+func (t timestamp) MarshalJSON() ([]byte, error) { return t.appendTo(nil), nil }
+
+func (t timestamp) appendTo(b []byte) []byte {
+	return append(time.Time(t).UTC().Truncate(time.Millisecond).AppendFormat(append(b, '"'), time.RFC3339Nano), '"')
 }
 
 // optionalTime is nil, which JSON writes as null, for a time that is not there.
@@ -55,7 +67,7 @@ func optionalText(s string) *string {
 
 // data answers with one resource.
 func (c *call) data(status int, data any) error {
-	c.write(status, envelope{Data: data})
+	c.write(status, member{"data", data})
 	return nil
 }
 
@@ -66,7 +78,7 @@ func (c *call) list(data any, limit int, next string) error {
 		page.NextCursor = &next
 		c.w.Header().Set("Link", "<"+c.nextPage(next)+`>; rel="next"`) // RFC 8288
 	}
-	c.write(http.StatusOK, envelope{Data: data, Pagination: page})
+	c.write(http.StatusOK, member{"data", data}, member{"pagination", page})
 	return nil
 }
 
@@ -78,22 +90,51 @@ func (c *call) nextPage(cursor string) string {
 	return (&url.URL{Scheme: base.Scheme, Host: base.Host, Path: c.r.URL.Path, RawQuery: query.Encode()}).String()
 }
 
-// write sends an envelope.
-func (c *call) write(status int, e envelope) {
-	e.Timestamp = timestamp(c.server.now())
-	body, err := json.Marshal(e)
-	if err != nil { // a value of our own that JSON cannot hold
-		c.server.log.ErrorContext(c.r.Context(), "encode an answer", "requestId", c.id, "operation", c.operation(), "error", err)
-		http.Error(c.w, "", http.StatusInternalServerError)
-		return
+// write sends an envelope: its members, and the time. The members are encoded once, whatever becomes of them: a tag that says whether they changed, or the
+// body, in a coding or as it is.
+func (c *call) write(status int, members ...member) {
+	b := borrow()
+	defer giveBack(b)
+	encoder, before := json.NewEncoder(b), `{"`
+	for _, m := range members {
+		b.WriteString(before + m.name + `":`)
+		if err := encoder.Encode(m.value); err != nil { // a value of our own that JSON cannot hold
+			c.server.log.ErrorContext(c.r.Context(), "encode an answer", "requestId", c.id, "operation", c.operation(), "error", err)
+			http.Error(c.w, "", http.StatusInternalServerError)
+			return
+		}
+		b.Truncate(b.Len() - 1) // the encoder ends a value with a line feed
+		before = `,"`
 	}
 	h := c.w.Header()
+	if status == http.StatusOK && (c.r.Method == http.MethodGet || c.r.Method == http.MethodHead) {
+		tag := weakTag(b.Bytes())
+		h.Set("ETag", tag)
+		h.Set("Cache-Control", "private, no-cache") // one company's data, and without a token: its caller may keep it, and asks whether it is still right
+		h.Set("Vary", "X-API-Key, Authorization, Accept-Encoding")
+		if noneMatch(c.r.Header.Values("If-None-Match"), tag) {
+			c.w.WriteHeader(http.StatusNotModified)
+			return
+		}
+	} else {
+		h.Set("Cache-Control", "no-store") // an answer to a command may hold a token
+	}
+	b.WriteString(before + `timestamp":`)
+	b.Write(timestamp(c.server.now()).appendTo(b.AvailableBuffer()))
+	b.WriteString("}\n")
 	h.Set("Content-Type", "application/json; charset=utf-8")
-	h.Set("Content-Length", strconv.Itoa(len(body)+1))
-	h.Set("Cache-Control", "no-store") // an answer may hold a token, and always holds one company's data
 	h.Set("X-Content-Type-Options", "nosniff")
+	body := b.Bytes()
+	if prefersGzip(c.r.Header, len(body)) {
+		packed := borrow()
+		defer giveBack(packed)
+		pack(packed, body)
+		h.Set("Content-Encoding", "gzip")
+		body = packed.Bytes()
+	}
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)
-	if _, err := c.w.Write(append(body, '\n')); err != nil {
+	if _, err := c.w.Write(body); err != nil {
 		c.server.log.DebugContext(c.r.Context(), "the caller left before the answer", "requestId", c.id, "error", err)
 	}
 }

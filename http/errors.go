@@ -115,7 +115,7 @@ func (c *call) fail(err error) {
 		c.w.Header().Set("WWW-Authenticate", `Bearer realm="musique"`) // RFC 9110 §11.6.1: a 401 names a scheme
 	}
 	c.drain()
-	c.write(as.status, envelope{Error: &body})
+	c.write(as.status, member{"error", body})
 }
 
 // details are the fault's own, with its failing fields under `fields`.

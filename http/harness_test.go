@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -119,7 +120,8 @@ func (w *world) serve(t *testing.T, config httpapi.Config) (api *httpapi.Server,
 // reply is an answer, read to its end.
 type reply struct {
 	*http.Response
-	body []byte
+	body []byte // without its coding
+	wire []byte // as it came, when the request said which codings it takes
 }
 
 // envelope is the outside of an answer.
@@ -222,7 +224,13 @@ func call(t *testing.T, method, url, token string, body any, headers ...header) 
 	defer response.Body.Close()
 	raw, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-	r := reply{response, raw}
+	r := reply{response, raw, raw}
+	if response.Header.Get("Content-Encoding") == "gzip" && response.StatusCode != http.StatusPartialContent && len(raw) > 0 {
+		packed, err := gzip.NewReader(bytes.NewReader(raw))
+		require.NoError(t, err)
+		r.body, err = io.ReadAll(packed)
+		require.NoError(t, err)
+	}
 	conforms(t, request, bodyOf(t, request), r)
 	return r
 }
@@ -389,6 +397,7 @@ func (w *world) listen(t *testing.T, url, token, lastEventID string) *stream {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, response.StatusCode)
 	require.Equal(t, "text/event-stream", response.Header.Get("Content-Type"))
+	require.False(t, response.Uncompressed, "events would wait in the coding")
 	s := &stream{t: t, url: url, response: response, events: make(chan event, 1000), stop: stop, done: make(chan struct{})}
 	go s.read()
 	return s

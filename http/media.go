@@ -11,9 +11,21 @@ import (
 // mediaTimeout bounds the transfer of one file to a player, which may be at the end of a slow line.
 const mediaTimeout = 10 * time.Minute
 
-// mediaURL is a URL that lets its bearer read a blob for a while.
-func (s *Server) mediaURL(c *call, blobKey string, lifetime time.Duration) string {
-	return s.baseURL(c.r).String() + s.signer.Path(blobKey, s.now().Add(lifetime))
+const (
+	// partnerURL is how long the URL of audio in an answer to a partner lasts at least.
+	partnerURL = time.Hour
+	// partnerURLStep is what its end is rounded up to: answers soon after each other say the same, and so have the same tag.
+	partnerURLStep = 30 * time.Minute
+)
+
+// mediaURL is a URL that lets its bearer read a blob until a moment.
+func (s *Server) mediaURL(c *call, blobKey string, until time.Time) string {
+	return s.baseURL(c.r).String() + s.signer.Path(blobKey, until)
+}
+
+// partnerURLEnd is when the URLs end that a partner is given at a moment.
+func partnerURLEnd(now time.Time) time.Time {
+	return now.Add(partnerURL + partnerURLStep - 1).Truncate(partnerURLStep)
 }
 
 // media serves the audio that a signed URL names. It needs no token: the signature is what lets in.

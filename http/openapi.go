@@ -250,6 +250,15 @@ func (a *assembly) operation(r *route, op *describedOperation, at int) (node, er
 		return nil, err
 	}
 	responses[strconv.Itoa(status)] = answer
+	if isRead(r, op) {
+		name := "NotModified"
+		if op.isPaged() {
+			name = "PageNotModified"
+		}
+		// RFC 9110 §15.4.5: of the headers of the answer, those that are not about a body that is not there.
+		a.responses[name] = node{"description": http.StatusText(http.StatusNotModified) + ": the caller has it already.", "headers": answer["headers"]}
+		responses[strconv.Itoa(http.StatusNotModified)] = node{"$ref": "#/components/responses/" + name}
+	}
 	for status, codes := range op.refusals(r) {
 		name := a.errorsNamed(status, codes)
 		if r.access != byToken {
@@ -277,7 +286,12 @@ func securityOf(r *route) []node {
 	}
 }
 
-// parameters are those of the words, and the Idempotency-Key that each POST takes.
+// isRead reports whether a route's answer has a tag, by which it can be asked for again.
+func isRead(r *route, op *describedOperation) bool {
+	return r.method == http.MethodGet && op.Stream == nil
+}
+
+// parameters are those of the words, the Idempotency-Key that each POST takes, and the If-None-Match of each read.
 func (a *assembly) parameters(r *route, op *describedOperation, at int) (all []any, err error) {
 	inPath := map[string]bool{}
 	for _, p := range op.Parameters {
@@ -303,6 +317,9 @@ func (a *assembly) parameters(r *route, op *describedOperation, at int) (all []a
 	}
 	if r.method == http.MethodPost {
 		all = append(all, node{"$ref": "#/components/parameters/IdempotencyKey"})
+	}
+	if isRead(r, op) {
+		all = append(all, node{"$ref": "#/components/parameters/IfNoneMatch"})
 	}
 	return all, nil
 }
@@ -361,8 +378,11 @@ func (a *assembly) answer(r *route, op *describedOperation) (status int, describ
 	if r.method == http.MethodPost && !op.ChangesNothing && r.access != byDevice {
 		maps.Copy(headers, responseHeaders("Idempotency-Replayed"))
 	}
-	if slices.Contains(op.Parameters, any("Cursor")) {
+	if op.isPaged() {
 		maps.Copy(headers, responseHeaders("Link"))
+	}
+	if isRead(r, op) {
+		maps.Copy(headers, responseHeaders("ETag"))
 	}
 	schema, example := a.envelopeOf(op.Success)
 	status = cmp.Or(op.Success.Status, http.StatusOK)
@@ -439,6 +459,8 @@ func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
 	usual(op.Errors...)
 	return all
 }
+
+func (op *describedOperation) isPaged() bool { return slices.Contains(op.Parameters, any("Cursor")) }
 
 func (op *describedOperation) hasQuery() bool {
 	return slices.ContainsFunc(op.Parameters, func(p any) bool {

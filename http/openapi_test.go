@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"regexp"
 	"slices"
@@ -92,6 +93,10 @@ func TestTheDocumentAndTheRoutesAreTheSame(t *testing.T) {
 			require.Equal(t, r.scope != "" || r.operation == "RevokeToken", responses["403"] != nil, name)
 			require.Equal(t, r.access != byAnyone || r.operation == "GenerateToken", responses["401"] != nil, name)
 			require.Equal(t, r.access == byToken || r.operation == "GenerateToken", responses["429"] != nil, name)
+			tagged := r.method == http.MethodGet && r.access == byToken
+			require.Equal(t, tagged, responses["304"] != nil, name)
+			require.Equal(t, tagged, strings.Contains(fmt.Sprint(op), "/parameters/IfNoneMatch"), name)
+			require.Equal(t, tagged, strings.Contains(fmt.Sprint(responses["200"]), "/headers/ETag"), name)
 		}
 	}
 	// A location may be called import, and then is at the path of the import.
@@ -174,13 +179,13 @@ func TestGuidesExplainEachErrorAndTheirLinksHold(t *testing.T) {
 	anchors := map[string]bool{docsPath: true, "/openapi.json": true}
 	for name, guide := range r.guides {
 		anchors[docsPath+"/"+name] = true
-		for _, id := range regexp.MustCompile(` id="([^"]+)"`).FindAllSubmatch(guide.body, -1) {
+		for _, id := range regexp.MustCompile(` id="([^"]+)"`).FindAllSubmatch(guide.plain(), -1) {
 			anchors[docsPath+"/"+name+"#"+string(id[1])] = true
 		}
 	}
 	for code := range answers {
 		require.True(t, anchors[errorDocs(code)], "%s is explained nowhere", code)
-		require.Contains(t, string(r.guides["errors"].body), "Type <code>"+answers[code].kind+"</code>")
+		require.Contains(t, string(r.guides["errors"].plain()), "Type <code>"+answers[code].kind+"</code>")
 	}
 	_, doc := document(t)
 	ids := map[string]bool{}
@@ -197,7 +202,7 @@ func TestGuidesExplainEachErrorAndTheirLinksHold(t *testing.T) {
 		}
 	}
 	for name, guide := range r.guides {
-		for _, link := range regexp.MustCompile(`href="([^"]+)"`).FindAllSubmatch(guide.body, -1) {
+		for _, link := range regexp.MustCompile(`href="([^"]+)"`).FindAllSubmatch(guide.plain(), -1) {
 			target := string(link[1])
 			if strings.HasPrefix(target, "#") {
 				target = docsPath + "/" + name + target

@@ -2,19 +2,19 @@ package httpapi
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"fmt"
 	"html/template"
+	"io"
 	"io/fs"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
 	swaggerui "github.com/swaggest/swgui/v5/static"
-	"github.com/vearutop/statigz"
 	"github.com/yuin/goldmark"
 	"github.com/yuin/goldmark/ast"
 	"github.com/yuin/goldmark/extension"
@@ -47,20 +47,40 @@ type reference struct {
 	page     published
 	guides   map[string]published
 	assets   map[string]published
-	ui       http.Handler // the files of Swagger UI
 }
 
 // published is a file that stays the same for as long as the process runs.
 type published struct {
 	kind   string
-	body   []byte
-	tag    string // ETag
+	hash   string // of its bytes
 	policy string // Content-Security-Policy
+	size   int    // in bytes, or less
+	plain  func() []byte
+	packed func() []byte // in gzip
 }
 
+// publish takes a file as it is. It is packed when somebody asks for that first.
 func publish(kind string, body []byte, policy string) published {
-	sum := sha256.Sum256(body)
-	return published{kind, body, `"` + hex.EncodeToString(sum[:16]) + `"`, policy}
+	return published{kind, hashOf(body), policy, len(body), func() []byte { return body }, sync.OnceValue(func() []byte {
+		var b bytes.Buffer
+		packAt(gzip.BestCompression, &b, body)
+		return b.Bytes()
+	})}
+}
+
+// publishPacked takes a file in gzip. It is unpacked when somebody asks for that first, which no browser does.
+func publishPacked(kind string, packed []byte) published {
+	return published{kind, hashOf(packed), "", len(packed), sync.OnceValue(func() []byte {
+		r, err := gzip.NewReader(bytes.NewReader(packed))
+		if err != nil {
+			panic(err) // it is part of the program
+		}
+		body, err := io.ReadAll(r)
+		if err != nil {
+			panic(err)
+		}
+		return body
+	}), func() []byte { return packed }}
 }
 
 // page is what a page's template is given.
@@ -77,13 +97,21 @@ func newReference(routes []*route) (*reference, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reference{document: publish("application/json", document, ""), guides: map[string]published{}, assets: map[string]published{}, ui: statigz.FileServer(swaggerui.FS)}
-	for name, kind := range map[string]string{"docs.css": "text/css; charset=utf-8", "reference.js": "text/javascript; charset=utf-8"} {
+	r := &reference{document: publish("application/json", document, ""), guides: map[string]published{}, assets: map[string]published{}}
+	const style, script = "text/css; charset=utf-8", "text/javascript; charset=utf-8"
+	for name, kind := range map[string]string{"docs.css": style, "reference.js": script} {
 		raw, err := pageFiles.ReadFile("pages/" + name)
 		if err != nil {
 			return nil, err
 		}
 		r.assets[name] = publish(kind, raw, "")
+	}
+	for name, kind := range map[string]string{"swagger-ui.css": style, "swagger-ui-bundle.js": script} { // of Swagger UI, what the page loads
+		packed, err := swaggerui.FS.ReadFile(name + ".gz")
+		if err != nil {
+			return nil, err
+		}
+		r.assets[name] = publishPacked(kind, packed)
 	}
 	templates, err := template.ParseFS(pageFiles, "pages/*.html")
 	if err != nil {
@@ -181,32 +209,33 @@ func (guideLinks) Transform(tree *ast.Document, _ text.Reader, _ parser.Context)
 	})
 }
 
-// serve answers with a published file, or that the caller has it already (RFC 9110 §13).
+// serve answers with a published file, as it is or in gzip, or that the caller has it already (RFC 9110 §13). The two forms have tags of their own, for a strong
+// tag stands for the very bytes (RFC 9110 §8.8.3.3).
 func (p published) serve(c *call) error {
 	h := c.w.Header()
+	body, tag := p.plain, `"`+p.hash+`"`
+	if prefersGzip(c.r.Header, p.size) {
+		body, tag = p.packed, `"`+p.hash+`-gzip"`
+		h.Set("Content-Encoding", "gzip")
+	}
 	h.Set("Content-Type", p.kind)
-	h.Set("ETag", p.tag)
+	h.Set("ETag", tag)
 	h.Set("Cache-Control", "no-cache") // an update of the server shows at once
+	h.Set("Vary", "Accept-Encoding")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	if p.policy != "" {
 		h.Set("Content-Security-Policy", p.policy)
 	}
-	http.ServeContent(c.w, c.r, "", time.Time{}, bytes.NewReader(p.body))
+	http.ServeContent(c.w, c.r, "", time.Time{}, bytes.NewReader(body()))
 	return nil
 }
 
-// openapi serves the OpenAPI document. Any page may read it (the Fetch standard §3.3): it holds nobody's data.
-func (s *Server) openapi(c *call) error {
-	c.w.Header().Set("Access-Control-Allow-Origin", "*")
-	return s.reference.document.serve(c)
-}
+// openapi serves the OpenAPI document.
+func (s *Server) openapi(c *call) error { return s.reference.document.serve(c) }
 
 // referencePage serves the page that shows the document.
-func (s *Server) referencePage(c *call) error {
-	c.w.Header().Set("Access-Control-Allow-Origin", "*")
-	return s.reference.page.serve(c)
-}
+func (s *Server) referencePage(c *call) error { return s.reference.page.serve(c) }
 
 // guidePage serves a guide.
 func (s *Server) guidePage(c *call) error {
@@ -217,20 +246,11 @@ func (s *Server) guidePage(c *call) error {
 	return found.serve(c)
 }
 
-// uiFiles are the files of Swagger UI that the reference page loads, as they are called when they are not compressed.
-var uiFiles = []string{"swagger-ui-bundle.js", "swagger-ui.css"}
-
 // referenceAsset serves what the pages load.
 func (s *Server) referenceAsset(c *call) error {
-	name := c.pathVar("asset")
-	if asset, ok := s.reference.assets[name]; ok {
-		return asset.serve(c)
-	}
-	if !slices.Contains(uiFiles, name) {
+	found, ok := s.reference.assets[c.pathVar("asset")]
+	if !ok {
 		return errNoPath
 	}
-	c.w.Header().Set("Cache-Control", "no-cache")
-	c.w.Header().Set("X-Content-Type-Options", "nosniff")
-	http.StripPrefix(docsPath+"/assets", s.reference.ui).ServeHTTP(c.w, c.r)
-	return nil
+	return found.serve(c)
 }

@@ -53,7 +53,9 @@ type route struct {
 	evenInOutage bool
 	// outside is not in the OpenAPI document: it is reached by URLs that answers give, or is the document itself and what explains it.
 	outside bool
-	handle  func(*call) error
+	// anyOrigin lets the pages of any site read it (the Fetch standard §3.3). It holds nobody's data.
+	anyOrigin bool
+	handle    func(*call) error
 }
 
 func (r *route) bodyLimit() int64 {
@@ -115,40 +117,56 @@ func (s *Server) routes() []*route {
 		{operation: "PlayerStream", method: get, paths: at(player + "/stream"), access: byDevice, timeout: -1, handle: s.playerStream},
 		{operation: "ReportPlayback", method: post, paths: at(player + "/deliveries/{deliveryId}"), access: byDevice, handle: s.reportPlayback},
 
-		{operation: "GetDocument", method: get, paths: at("/openapi.json"), access: byAnyone, outside: true, handle: s.openapi},
-		{operation: "GetReference", method: get, paths: at(docsPath, docsPath+"/"), access: byAnyone, outside: true, handle: s.referencePage},
+		{operation: "GetDocument", method: get, paths: at("/openapi.json"), access: byAnyone, outside: true, anyOrigin: true, handle: s.openapi},
+		{operation: "GetReference", method: get, paths: at(docsPath, docsPath+"/"), access: byAnyone, outside: true, anyOrigin: true, handle: s.referencePage},
 		{operation: "GetReferenceAsset", method: get, paths: at(docsPath + "/assets/{asset}"), access: byAnyone, outside: true, handle: s.referenceAsset},
 		{operation: "GetGuide", method: get, paths: at(docsPath + "/{page}"), access: byAnyone, outside: true, handle: s.guidePage},
 	}
 }
 
-// newRouter serves the routes: serve gets the calls that have one, and lost those that have none, with the error that says so.
+// newRouter serves the routes: serve gets the calls that have one, and lost those that have none, with the error that says so. Each path of theirs answers
+// OPTIONS too, and that to anybody: it tells what the document tells.
 func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*call, error) error) *mux.Router {
 	router := mux.NewRouter().SkipClean(true) // a path is taken as it came: no redirects to another one
-	var methods []string
+	methods := []string{http.MethodOptions}
+	named := func(handle func(*call) error) func(*call) error {
+		return func(c *call) error {
+			for _, name := range mux.Vars(c.r) {
+				if !nameable(name) {
+					return lost(c, errNoPath)
+				}
+			}
+			return handle(c)
+		}
+	}
 	for _, r := range routes {
 		answered := []string{r.method}
 		if r.method == http.MethodGet && r.timeout >= 0 {
 			answered = append(answered, http.MethodHead) // RFC 9110 §9.1; not for a stream, which has no end
 		}
 		methods = append(methods, answered...)
-		handle := func(c *call) error {
-			for _, name := range mux.Vars(c.r) {
-				if !nameable(name) {
-					return lost(c, errNoPath)
-				}
+		handle := named(func(c *call) error {
+			if r.anyOrigin {
+				c.w.Header().Set("Access-Control-Allow-Origin", "*")
 			}
 			return serve(c)
-		}
+		})
 		for _, path := range r.paths {
 			router.Path(path).Methods(answered...).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { s.serve(w, req, r, handle) })
 		}
 	}
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
+	for _, r := range routes { // after all others, which are so found without a look at these
+		options := &route{operation: "Options", method: http.MethodOptions, paths: r.paths}
+		handle := named(func(c *call) error { return c.options(allowedAt(router, c.r, methods), r.anyOrigin) })
+		for _, path := range r.paths {
+			router.Path(path).Methods(http.MethodOptions).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { s.serve(w, req, options, handle) })
+		}
+	}
 	router.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.serve(w, r, nil, func(c *call) error {
-			allowed := strings.Join(allowedAt(router, r, methods), ", ")
+			allowed := allowedAt(router, r, methods)
 			c.w.Header().Set("Allow", allowed)
 			return lost(c, fault.New(fault.MethodNotAllowed, "%s is not possible here; use %s.", recordable(r.Method, maxMethod), allowed))
 		})
@@ -159,10 +177,28 @@ func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*
 	return router
 }
 
+// options tells what a path can be asked with (RFC 9110 §9.3.7). Where the pages of any site may read, it tells a browser that asks before it does so (the Fetch
+// standard's CORS protocol); elsewhere the browser finds no word of it, and does not ask.
+func (c *call) options(allowed string, anyOrigin bool) error {
+	h := c.w.Header()
+	h.Set("Allow", allowed)
+	if anyOrigin {
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD")
+		h.Set("Access-Control-Allow-Headers", "*")
+		h.Set("Access-Control-Max-Age", preflightSeconds)
+	}
+	c.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// preflightSeconds is how long a browser need not ask again: a day.
+const preflightSeconds = "86400"
+
 var errNoPath = fault.New(fault.NotFound, "There is no such path; see the API reference at /docs.")
 
-// allowedAt are those of the methods that the request's path can be asked with.
-func allowedAt(router *mux.Router, r *http.Request, methods []string) []string {
+// allowedAt lists those of the methods that the request's path can be asked with, as Allow does.
+func allowedAt(router *mux.Router, r *http.Request, methods []string) string {
 	var allowed []string
 	for _, method := range methods {
 		probe, match := *r, mux.RouteMatch{}
@@ -171,7 +207,7 @@ func allowedAt(router *mux.Router, r *http.Request, methods []string) []string {
 			allowed = append(allowed, method)
 		}
 	}
-	return allowed
+	return strings.Join(allowed, ", ")
 }
 
 // nameable reports whether anything can be called so: it is text, and no longer than what is given a name here.
