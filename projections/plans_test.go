@@ -37,7 +37,7 @@ func TestAPageReadsLittleMoreThanItShows(t *testing.T) {
 	require.NoError(t, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, "SET LOCAL search_path = usage")
 		require.NoError(t, err)
-		_, err = tx.Exec(ctx, "SELECT turn_weeks(ARRAY(SELECT $1::timestamptz - i * interval '1 day' FROM generate_series(0, 60) i))", epoch)
+		_, err = tx.Exec(ctx, "SELECT make_weeks(ARRAY(SELECT $1::timestamptz - i * interval '1 day' FROM generate_series(0, 60) i))", epoch)
 		require.NoError(t, err)
 		_, err = tx.Exec(ctx, `INSERT INTO request SELECT gen_random_uuid(), 'co_one', 'live', $1::timestamptz - i * interval '4 minutes', 'req_' || i, 'GET', '/', '/', 200, 1, 's1', 'tok_1', '', '', ''
 			FROM generate_series(1, 20000) i`, epoch)

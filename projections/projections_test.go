@@ -75,7 +75,7 @@ func (w *workshop) empty(t require.TestingT) {
 		fmt.Fprintf(&statements, "DELETE FROM %s; ", table)
 	}
 	if w.projection.Name == Usage {
-		statements.WriteString(`INSERT INTO newest VALUES ('-infinity'); DO $$ DECLARE p regclass; BEGIN
+		statements.WriteString(`INSERT INTO kept VALUES ('-infinity'); DO $$ DECLARE p regclass; BEGIN
 			FOR p IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'request'::regclass LOOP EXECUTE 'DROP TABLE ' || p; END LOOP; END $$; `)
 	}
 	fmt.Fprintf(&statements, "UPDATE projections.checkpoint SET commit_position = 0, prepare_position = 0 WHERE projection = '%s'", w.projection.Name)

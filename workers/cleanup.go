@@ -15,6 +15,7 @@ import (
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/projections/usagelogs"
 )
 
 const (
@@ -32,7 +33,7 @@ const (
 )
 
 // Cleanup removes what nobody needs any more: the bytes of deleted audio and of uploads that were never recorded, large broadcasts whose writer died, old
-// rows of the inbox.
+// rows of the inbox, usage logs that are over.
 type Cleanup struct{ Deps }
 
 // NewCleanup makes the worker.
@@ -150,6 +151,12 @@ func (w *Cleanup) clean(ctx context.Context) (time.Duration, error) {
 	failed = errors.Join(failed, err)
 	cancels, err := w.Pool.Exec(ctx, `DELETE FROM workers.inbox WHERE seq IN
 		(SELECT seq FROM workers.inbox WHERE kind = 'cancel' AND expires_at < $1 LIMIT $2)`, now, cleanupBatch)
+	failed = errors.Join(failed, err)
+	err = usagelogs.DropExpired(ctx, w.Pool, now)
+	if errors.Is(err, usagelogs.ErrInUse) {
+		w.Log.Info("usage logs that are over wait until they are not read any more", "reason", err)
+		err = nil
+	}
 	failed = errors.Join(failed, err)
 	if closed.RowsAffected() == cleanupBatch || cancels.RowsAffected() == cleanupBatch {
 		return 0, failed

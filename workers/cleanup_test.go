@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/commands"
@@ -14,6 +15,8 @@ import (
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/domain/usage"
+	"github.com/musique/musique/projections/usagelogs"
 	"github.com/musique/musique/workers"
 )
 
@@ -111,6 +114,29 @@ func TestOldRowsGo(t *testing.T) {
 	clean((send.MaxExpiresIn + 3600) * time.Second)
 	require.Equal(t, []string{open.DeliveryID}, []string{w.inboxOf(t, p)[0].DeliveryID})
 	require.Len(t, w.inboxOf(t, p), 1)
+}
+
+// Usage logs go by the clock, whether requests come or not.
+func TestUsageLogsThatAreOverGo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.Partner(t)
+	began := w.now()
+	served := commands.ServedRequest{ID: uuid.New(), Caller: p.Caller(), Served: usage.ApiRequestServed{RequestID: "req_1", Timestamp: began.UTC().Truncate(time.Microsecond)}}
+	require.NoError(t, w.Commands.RecordUsage.Handle(t.Context(), commands.RecordUsage{Requests: []commands.ServedRequest{served}}))
+	logged := func() (requests int) {
+		require.NoError(t, w.Pool.QueryRow(t.Context(), "SELECT count(*) FROM usage.request").Scan(&requests))
+		return requests
+	}
+	eventually(t, func() bool { return logged() == 1 })
+	w.set(began.Add(usagelogs.Retention))
+	w.clean(t)
+	require.Equal(t, 1, logged())
+	w.set(began.Add(usagelogs.Retention + 7*24*time.Hour))
+	eventually(t, func() bool {
+		w.clean(t)
+		return logged() == 0
+	}, "somebody may have been reading them")
 }
 
 // Bytes whose upload was never recorded go when nobody can record it any more; all others stay.

@@ -43,8 +43,9 @@ func Apply(batch *pgx.Batch, events []event.Recorded) error {
 		SELECT r.* FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[], $9::integer[], $10::bigint[],
 			$11::text[], $12::text[], $13::text[], $14::text[], $15::text[])
 			AS r (event_id, company_id, environment, at, request_id, method, path, endpoint, status, duration_ms, external_id, token_id, ip, user_agent, error_code)
-		WHERE is_kept(r.at, (SELECT newest.at FROM newest))`
-	batch.Queue(`SELECT turn_weeks($1)`, times)
+		WHERE r.at >= (SELECT since FROM kept)
+		ON CONFLICT DO NOTHING`
+	batch.Queue(`SELECT make_weeks($1)`, times)
 	batch.Queue(insert, ids, companies, environments, times, requestIDs, methods, paths, endpoints, statuses, durations, externalIDs, tokenIDs, ips, agents, codes)
 	return nil
 }

@@ -64,13 +64,14 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 	if f.Start != nil && f.Start.After(start) {
 		start = *f.Start
 	}
+	start = wholeMicrosecond(start)
 	if f.StatusTo == 0 {
 		f.StatusTo = f.StatusFrom
 	}
 	// The list goes back from a moment, and at that moment from an event.
 	moment, eventID := endOfTime, uuid.Nil
 	if f.End != nil {
-		moment = *f.End
+		moment = wholeMicrosecond(*f.End)
 	}
 	if len(from.Keys) == 3 {
 		if from.Keys[0] > math.MaxInt64 {
@@ -107,6 +108,11 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 		return []uint64{uint64(r.Timestamp.UnixMicro()), binary.BigEndian.Uint64(r.eventID[:8]), binary.BigEndian.Uint64(r.eventID[8:])}
 	})
 	return requests, next, nil
+}
+
+// wholeMicrosecond is the first whole microsecond that is not before a time. Requests are at whole ones, and PostgreSQL knows no other.
+func wholeMicrosecond(at time.Time) time.Time {
+	return at.Add(time.Microsecond - time.Nanosecond).Truncate(time.Microsecond)
 }
 
 func scan(row pgx.CollectableRow) (r Request, err error) {
