@@ -130,6 +130,6 @@ func New(d Deps) *Handlers {
 		CancelDelivery:     CancelDeliveryHandler{t},
 		ExpireDelivery:     ExpireDeliveryHandler{t},
 		ReportPlayback:     ReportPlaybackHandler{t},
-		RecordUsage:        RecordUsageHandler{t},
+		RecordUsage:        RecordUsageHandler{t, &limitedStreams{}},
 	}
 }

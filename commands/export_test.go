@@ -7,12 +7,22 @@ import (
 	"github.com/musique/musique/infra/eventstore"
 )
 
-// AbandonAfter, MaxDecisions and WaitLimit are for the tests to reckon with.
+// These are for the tests to reckon with.
 const (
-	AbandonAfter = abandonAfter
-	MaxDecisions = maxDecisions
-	WaitLimit    = waitLimit
+	AbandonAfter      = abandonAfter
+	MaxDecisions      = maxDecisions
+	WaitLimit         = waitLimit
+	UsageAge          = usageAge
+	MaxLimitedStreams = maxLimitedStreams
 )
+
+// LimitedStreams is what a process remembers of its usage streams.
+type LimitedStreams struct{ limitedStreams }
+
+// Has and Add are has and add, Len is how many it remembers.
+func (l *LimitedStreams) Has(stream string) bool { return l.has(stream) }
+func (l *LimitedStreams) Add(stream string)      { l.add(stream) }
+func (l *LimitedStreams) Len() int               { return len(l.names) }
 
 // Begin claims the key of a request and does no more, as one does whose process dies then.
 func (h RegisterLocationHandler) Begin(ctx context.Context, cmd RegisterLocation) error {

@@ -197,15 +197,15 @@ func TestStoreThatComesLater(t *testing.T) {
 // The answer to an append is lost with its connection: the append is sent again, with the same IDs, and counts once.
 func TestLostAnswer(t *testing.T) {
 	t.Parallel()
-	between := newProxy(t, storetest.URL(t))
-	defer between.close()
-	store, err := eventstore.Open(between.url(), slog.New(slog.DiscardHandler))
+	between := storetest.NewProxy(t, storetest.URL(t))
+	defer between.Close()
+	store, err := eventstore.Open(between.URL(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	defer store.Close()
 	direct, stream := storetest.Open(t), "lost-"+uuid.NewString()
 	require.NoError(t, store.Ping(t.Context()))
 
-	between.silence()
+	between.Silence()
 	appended := make(chan error)
 	go func() {
 		_, err := store.Append(t.Context(), stream, eventstore.NoStream, proposed("Noted", 0), proposed("Noted", 1))
@@ -215,7 +215,7 @@ func TestLostAnswer(t *testing.T) {
 		history, err := direct.Load(t.Context(), stream)
 		return err == nil && len(history) == 2
 	}, tooLong, time.Millisecond, "the node has heard it")
-	between.cut()
+	between.Cut()
 	require.NoError(t, <-appended)
 	history, err := direct.Load(t.Context(), stream)
 	require.NoError(t, err)
@@ -225,12 +225,12 @@ func TestLostAnswer(t *testing.T) {
 // A store that hears and does not answer holds no call for longer than its limit, and a caller that goes away not at all.
 func TestSilentStore(t *testing.T) {
 	t.Parallel()
-	between := newProxy(t, storetest.URL(t))
-	defer between.close()
-	store, err := eventstore.Open(between.url(), slog.New(slog.DiscardHandler))
+	between := storetest.NewProxy(t, storetest.URL(t))
+	defer between.Close()
+	store, err := eventstore.Open(between.URL(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, store.Ping(t.Context()))
-	between.silence()
+	between.Silence()
 
 	began := time.Now()
 	ctx, cancel := context.WithCancel(t.Context())

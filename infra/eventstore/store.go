@@ -130,6 +130,29 @@ func (s *Store) Append(ctx context.Context, stream string, expected Expected, ev
 	}
 }
 
+// LimitAge has the events of a stream read for a time only: reads of the stream leave out what was recorded longer ago. It may be called before the stream
+// is there. A stream that has metadata keeps what it has, so the call may be repeated, by anyone.
+//
+// `$all` shows such events still: EventStoreDB does not look at a stream's metadata there, until a scavenge has removed them, which an operator
+// has it do ("Event streams", Deleting streams and events, in its documentation); of the stream it keeps the last event, whatever its age.
+// The embedded node does not scavenge.
+//
+// Errors: ErrUnavailable.
+func (s *Store) LimitAge(ctx context.Context, stream string, age time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	defer cancel()
+	var metadata esdb.StreamMetadata
+	metadata.SetMaxAge(age)
+	options := esdb.AppendToStreamOptions{ExpectedRevision: esdb.NoStream{}}
+	_, err := call(ctx, s.link, func(ctx context.Context, client *esdb.Client) (*esdb.WriteResult, error) {
+		return client.SetStreamMetadata(ctx, stream, options, metadata)
+	})
+	if err != nil && !errors.Is(err, ErrConflict) {
+		return fmt.Errorf("limit the age of %s: %w", stream, err)
+	}
+	return nil
+}
+
 // EncodedSize is how many bytes an event counts towards MaxAppendBytes: its data, its metadata, and two for each byte of its type's name, as
 // EventStoreDB counts (Event.SizeOnDisk).
 func EncodedSize(e event.Proposed) int {

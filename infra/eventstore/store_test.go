@@ -284,3 +284,41 @@ func TestReadAllPagesThroughEverything(t *testing.T) {
 	}
 	require.Equal(t, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, got)
 }
+
+// What is older than a stream's limit is not read any more, while `$all` has it still; the limit that is set first stays.
+func TestLimitAge(t *testing.T) {
+	t.Parallel()
+	store, ctx, stream := storetest.Open(t), t.Context(), "aging-"+uuid.NewString()
+	before, err := store.Append(ctx, "noted-"+uuid.NewString(), eventstore.NoStream, proposed("Noted", 0))
+	require.NoError(t, err)
+	for _, age := range []time.Duration{time.Second, time.Hour} {
+		require.NoError(t, store.LimitAge(ctx, stream, age))
+	}
+	metadata, err := bare(t, storetest.URL(t)).GetStreamMetadata(ctx, stream, esdb.ReadStreamOptions{Direction: esdb.Backwards, From: esdb.End{}})
+	require.NoError(t, err)
+	require.Equal(t, time.Second, *metadata.MaxAge())
+
+	old := proposed("Noted", 1)
+	_, err = store.Append(ctx, stream, eventstore.NoStream, old)
+	require.NoError(t, err, "a stream is not there for having a limit")
+	require.Eventually(t, func() bool {
+		history, err := store.Load(ctx, stream)
+		return err == nil && len(history) == 0
+	}, tooLong, 20*time.Millisecond)
+	next := proposed("Noted", 2)
+	_, err = store.Append(ctx, stream, eventstore.Exact(0), next)
+	require.NoError(t, err)
+
+	var all []uuid.UUID
+	for done := false; !done; {
+		var events []event.Recorded
+		events, before, done, err = store.ReadAll(ctx, before, 1000)
+		require.NoError(t, err)
+		for _, e := range events {
+			if e.Stream == stream {
+				all = append(all, e.ID)
+			}
+		}
+	}
+	require.Equal(t, []uuid.UUID{old.ID, next.ID}, all)
+}

@@ -70,9 +70,9 @@ func TestSubscriberGivesEveryEventOnceInOrder(t *testing.T) {
 	t.Parallel()
 	node := storetest.URL(t)
 	rapid.Check(t, func(rt *rapid.T) {
-		between := newProxy(rt, node)
-		defer between.close()
-		store, err := eventstore.Open(between.url(), slog.New(slog.DiscardHandler))
+		between := storetest.NewProxy(rt, node)
+		defer between.Close()
+		store, err := eventstore.Open(between.URL(), slog.New(slog.DiscardHandler))
 		require.NoError(rt, err)
 		defer store.Close()
 		start, err := store.Head(t.Context())
@@ -127,7 +127,7 @@ func TestSubscriberGivesEveryEventOnceInOrder(t *testing.T) {
 				again.Ack()
 				waits++
 			case step == "cut" && waits < 2:
-				between.cut()
+				between.Cut()
 				waits++
 			}
 		}

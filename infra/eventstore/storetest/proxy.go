@@ -1,4 +1,4 @@
-package eventstore_test
+package storetest
 
 import (
 	"context"
@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// proxy stands between a store and its node, to break what a network breaks.
-type proxy struct {
+// Proxy stands between a store and its node, to break what a network breaks.
+type Proxy struct {
 	listener net.Listener
 	wait     sync.WaitGroup
 
@@ -20,13 +20,13 @@ type proxy struct {
 	mute bool
 }
 
-// newProxy listens in front of the node of a connection string.
-func newProxy(t require.TestingT, nodeURL string) *proxy {
+// NewProxy listens in front of the node of a connection string, until Close.
+func NewProxy(t require.TestingT, nodeURL string) *Proxy {
 	target := strings.TrimSuffix(strings.TrimPrefix(nodeURL, "esdb://"), "?tls=false")
 	var config net.ListenConfig
 	listener, err := config.Listen(context.Background(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	p := &proxy{listener: listener, conns: map[net.Conn]struct{}{}}
+	p := &Proxy{listener: listener, conns: map[net.Conn]struct{}{}}
 	p.wait.Go(func() {
 		for {
 			client, err := listener.Accept()
@@ -50,7 +50,7 @@ func newProxy(t require.TestingT, nodeURL string) *proxy {
 }
 
 // pass copies one direction of a connection, and ends both with it.
-func (p *proxy) pass(to, from net.Conn, answers bool) {
+func (p *Proxy) pass(to, from net.Conn, answers bool) {
 	defer p.drop(to)
 	defer p.drop(from)
 	buffer := make([]byte, 64<<10)
@@ -70,15 +70,15 @@ func (p *proxy) pass(to, from net.Conn, answers bool) {
 	}
 }
 
-func (p *proxy) drop(conn net.Conn) {
+func (p *Proxy) drop(conn net.Conn) {
 	_ = conn.Close()
 	p.mu.Lock()
 	delete(p.conns, conn)
 	p.mu.Unlock()
 }
 
-// cut breaks all connections; new ones go through.
-func (p *proxy) cut() {
+// Cut breaks all connections; new ones go through.
+func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.mute = false
@@ -87,17 +87,19 @@ func (p *proxy) cut() {
 	}
 }
 
-// silence lets the node hear everything and be heard no more, until cut.
-func (p *proxy) silence() {
+// Silence lets the node hear everything and be heard no more, until Cut.
+func (p *Proxy) Silence() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.mute = true
 }
 
-func (p *proxy) url() string { return "esdb://" + p.listener.Addr().String() + "?tls=false" }
+// URL is the connection string of the node as it is reached through the proxy.
+func (p *Proxy) URL() string { return "esdb://" + p.listener.Addr().String() + "?tls=false" }
 
-func (p *proxy) close() {
+// Close breaks all connections and takes no more.
+func (p *Proxy) Close() {
 	_ = p.listener.Close()
-	p.cut()
+	p.Cut()
 	p.wait.Wait()
 }
