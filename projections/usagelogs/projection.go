@@ -3,10 +3,11 @@ package usagelogs
 
 import (
 	"embed"
+	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/usage"
@@ -24,16 +25,19 @@ var Types = []string{usage.ApiRequestServed{}.EventType()}
 // Apply turns events into statements: one for the weeks that they fall in, one for all of their rows.
 func Apply(batch *pgx.Batch, events []event.Recorded) error {
 	n := len(events)
-	ids, companies, environments, times := make([]uuid.UUID, n), make([]string, n), make([]string, n), make([]time.Time, n)
+	ids, companies, environments, times := make([]pgtype.UUID, n), make([]string, n), make([]string, n), make([]time.Time, n)
 	requestIDs, methods, paths, endpoints := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	statuses, durations := make([]int32, n), make([]int64, n)
+	statuses, durations, weeks := make([]int32, n), make([]int64, n), []time.Time(nil)
 	externalIDs, tokenIDs, ips, agents, codes := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	for i, e := range events {
 		p, err := readmodel.Decode[usage.ApiRequestServed](e)
 		if err != nil {
 			return err
 		}
-		ids[i], companies[i], environments[i], times[i] = e.ID, e.Metadata.CompanyID, string(e.Metadata.Environment), p.Timestamp
+		ids[i], companies[i], environments[i], times[i] = pgtype.UUID{Bytes: e.ID, Valid: true}, e.Metadata.CompanyID, string(e.Metadata.Environment), p.Timestamp
+		if w := weekOf(p.Timestamp); !slices.ContainsFunc(weeks, w.Equal) {
+			weeks = append(weeks, w)
+		}
 		requestIDs[i], methods[i], paths[i], endpoints[i] = p.RequestID, p.Method, p.Path, p.Endpoint
 		statuses[i], durations[i] = int32(p.Status), p.DurationMs
 		externalIDs[i], tokenIDs[i], ips[i], agents[i], codes[i] = p.ExternalID, p.TokenID, p.IP, p.UserAgent, p.ErrorCode
@@ -45,7 +49,7 @@ func Apply(batch *pgx.Batch, events []event.Recorded) error {
 			AS r (event_id, company_id, environment, at, request_id, method, path, endpoint, status, duration_ms, external_id, token_id, ip, user_agent, error_code)
 		WHERE r.at >= (SELECT since FROM kept)
 		ON CONFLICT DO NOTHING`
-	batch.Queue(`SELECT make_weeks($1)`, times)
+	batch.Queue(`SELECT make_weeks($1)`, weeks)
 	batch.Queue(insert, ids, companies, environments, times, requestIDs, methods, paths, endpoints, statuses, durations, externalIDs, tokenIDs, ips, agents, codes)
 	return nil
 }
