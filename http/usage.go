@@ -29,6 +29,8 @@ const (
 	usageRetry = 500 * time.Millisecond
 	// usageAttempt bounds one attempt.
 	usageAttempt = 10 * time.Second
+	// maxUsageRefusals is how often a batch may be refused by an event store that is there. Then its requests are lost: they would hold up all others.
+	maxUsageRefusals = 20
 	// maxUserAgent, maxLoggedPath and maxMethod bound what is recorded of a caller's words, in bytes.
 	maxUserAgent  = 256
 	maxLoggedPath = 512
@@ -134,12 +136,15 @@ func streamOf(r commands.ServedRequest) string {
 	return usage.Stream(r.Caller.CompanyID, r.Caller.Environment, r.Served.Timestamp)
 }
 
-// keep records a batch, however often it takes, until the end has come and the time for the end is over too.
+// keep records a batch, however long the event store is away, until the end has come and the time for the end is over too.
 func (u *usageRecorder) keep(batch []commands.ServedRequest) {
-	for {
+	for refusals := 0; ; {
 		ctx, cancel := context.WithTimeout(u.ctx, usageAttempt)
 		err := u.record(ctx, commands.RecordUsage{Requests: batch})
 		cancel()
+		if !errors.Is(err, eventstore.ErrUnavailable) {
+			refusals++
+		}
 		switch {
 		case err == nil:
 			return
@@ -147,7 +152,7 @@ func (u *usageRecorder) keep(batch []commands.ServedRequest) {
 			u.keep(batch[:len(batch)/2])
 			u.keep(batch[len(batch)/2:])
 			return
-		case errors.Is(err, eventstore.ErrTooLarge), u.ctx.Err() != nil:
+		case errors.Is(err, eventstore.ErrTooLarge), u.ctx.Err() != nil, refusals == maxUsageRefusals:
 			u.warn(err)
 			u.lost(len(batch))
 			return

@@ -132,6 +132,36 @@ func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 	})
 }
 
+// A stream to which the event store takes no more does not keep the requests of others waiting, and a store that is away for long loses none.
+func TestWhatIsRefusedHoldsUpNoOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		lost, taken, until := 0, []string{}, time.Now().Add(time.Hour)
+		u := newUsageRecorder(func(_ context.Context, cmd commands.RecordUsage) error {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case time.Now().Before(until):
+				return fmt.Errorf("append: %w", eventstore.ErrUnavailable)
+			case cmd.Requests[0].Caller.CompanyID == "co_refused":
+				return errors.New("the stream is deleted")
+			}
+			for _, r := range cmd.Requests {
+				taken = append(taken, r.Served.RequestID)
+			}
+			return nil
+		}, func(n int) { lost += n }, func(error) {})
+		u.add(request("co_refused", "1"))
+		u.add(request("co_refused", "2"))
+		u.add(request("co_1", "3"))
+		time.AfterFunc(time.Hour+time.Minute, func() { u.add(request("co_1", "4")) })
+		<-time.After(time.Hour + 2*time.Minute)
+		require.NoError(t, u.close(t.Context()))
+		require.Equal(t, []string{"3", "4"}, taken)
+		require.Equal(t, 2, lost)
+	})
+}
+
 func TestTheEndOfTheEndIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lost := 0

@@ -16,8 +16,8 @@ type Proxy struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
-	// mute drops what the node answers, while what it is told goes through.
-	mute bool
+	// mute drops what the node answers, while what it is told goes through; away takes no connection.
+	mute, away bool
 }
 
 // NewProxy listens in front of the node of a connection string, until Close.
@@ -32,6 +32,13 @@ func NewProxy(t require.TestingT, nodeURL string) *Proxy {
 			client, err := listener.Accept()
 			if err != nil {
 				return
+			}
+			p.mu.Lock()
+			away := p.away
+			p.mu.Unlock()
+			if away {
+				_ = client.Close()
+				continue
 			}
 			var dialer net.Dialer
 			node, err := dialer.DialContext(context.Background(), "tcp", target)
@@ -78,10 +85,15 @@ func (p *Proxy) drop(conn net.Conn) {
 }
 
 // Cut breaks all connections; new ones go through.
-func (p *Proxy) Cut() {
+func (p *Proxy) Cut() { p.cut(false) }
+
+// Leave breaks all connections; new ones go through after Cut.
+func (p *Proxy) Leave() { p.cut(true) }
+
+func (p *Proxy) cut(away bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mute = false
+	p.mute, p.away = false, away
 	for conn := range p.conns {
 		_ = conn.Close()
 	}
