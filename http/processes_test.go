@@ -411,15 +411,15 @@ func guessesOfACompanyAreCountedTogether(t *testing.T, two pair, c clocks) {
 	}
 }
 
-// use makes requests with a token at both processes, again and again, until stop is called. A request that began after revoked was set must be refused; before that none
-// must be.
-func (two pair) use(t *testing.T, a ask, accepted int, revoked *atomic.Bool) (stop func()) {
+// use makes requests with a token at both processes, again and again, until stop is called. One that begins after revoked was set must be refused; while the revocation is
+// under way it may be.
+func (two pair) use(t *testing.T, token string, revoked *atomic.Bool) (stop func()) {
 	t.Helper()
 	var using sync.WaitGroup
 	enough := make(chan struct{})
 	after := make([]atomic.Int64, len(two))
 	for n, w := range two {
-		request := a.request(t, w)
+		request := ask{method: http.MethodPost, path: "/test", token: token}.request(t, w)
 		using.Go(func() {
 			for {
 				late := revoked.Load()
@@ -431,7 +431,7 @@ func (two pair) use(t *testing.T, a ask, accepted int, revoked *atomic.Bool) (st
 				case late && r.StatusCode != http.StatusUnauthorized:
 					t.Errorf("a revoked token is answered %d: %s", r.StatusCode, r.body)
 					return
-				case !late && r.StatusCode != accepted && r.StatusCode != http.StatusUnauthorized:
+				case !late && r.StatusCode != http.StatusOK && r.StatusCode != http.StatusUnauthorized:
 					t.Errorf("answered %d: %s", r.StatusCode, r.body)
 					return
 				case late:
@@ -439,7 +439,7 @@ func (two pair) use(t *testing.T, a ask, accepted int, revoked *atomic.Bool) (st
 				}
 				select {
 				case <-enough:
-					if after[n].Load() > 0 {
+					if after[n].Load() > 0 || t.Failed() {
 						return
 					}
 				default:
@@ -447,10 +447,12 @@ func (two pair) use(t *testing.T, a ask, accepted int, revoked *atomic.Bool) (st
 			}
 		})
 	}
-	return func() {
+	stop = sync.OnceFunc(func() {
 		close(enough)
 		using.Wait()
-	}
+	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // again is a request that can be sent once more.
@@ -474,7 +476,7 @@ func revokedTokens(t *testing.T, two pair) {
 		victim := admin.at(t, here).as("till", object{})
 		id := ok[struct{ TokenID string }](t, victim.at(t, there).post("/test", nil), http.StatusOK).TokenID
 		revoked := &atomic.Bool{}
-		stop := two.use(t, ask{method: http.MethodPost, path: "/test", token: victim.token}, http.StatusOK, revoked)
+		stop := two.use(t, victim.token, revoked)
 		revoke := []func() reply{
 			func() reply { return victim.at(t, here).del("/auth") },
 			func() reply { return admin.at(t, here).call(http.MethodDelete, "/auth", object{"token": victim.token}) },
@@ -497,7 +499,7 @@ func suspendedCompanies(t *testing.T, two pair) {
 		d := p.device("hall")
 		player := there.listen(t, there.url, d.Token, "")
 		revoked := &atomic.Bool{}
-		stop := two.use(t, ask{method: http.MethodPost, path: "/test", token: p.token}, http.StatusOK, revoked)
+		stop := two.use(t, p.token, revoked)
 		ok[object](t, call(t, http.MethodPost, here.ops+"/ops/companies/"+p.companyID+"/suspend", "", nil), http.StatusOK)
 		revoked.Store(true)
 		refused(t, p.at(t, there).post("/test", nil), http.StatusUnauthorized, "invalid_token")
