@@ -31,6 +31,7 @@ type call struct {
 	// documented says that the caller can read about errors where it asked: on the partners' address.
 	documented bool
 
+	base    string        // what URLs of ours begin with; "" until one is made
 	caller  tokens.Caller // the zero Caller until it is known
 	device  tokens.Device // of a player
 	windows []tokens.Window
@@ -96,6 +97,14 @@ func (s *Server) clientAddr(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	return at.Addr().Unmap()
+}
+
+// absolute is the URL of a path here, with its query, as the caller can reach it.
+func (c *call) absolute(path string) string {
+	if c.base == "" {
+		c.base = c.server.baseURL(c.r).String()
+	}
+	return c.base + path
 }
 
 // baseURL is the scheme and host that the caller reached us by.

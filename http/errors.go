@@ -105,7 +105,7 @@ func (c *call) fail(err error) {
 	}
 	body := errorBody{Code: told.Code, Message: told.Message, Type: as.kind, RequestID: c.id, Param: told.Param, Details: details(told)}
 	if c.documented {
-		body.DocURL = c.server.baseURL(c.r).String() + errorDocs(told.Code)
+		body.DocURL = c.absolute(errorDocs(told.Code))
 	}
 	if told.Code == fault.RateLimitExceeded || told.Code == fault.ServiceUnavailable || told.Code == fault.QuotaExceeded && told.RetryAfter > 0 {
 		body.RetryAfter = retrySeconds(told.RetryAfter)

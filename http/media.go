@@ -20,7 +20,7 @@ const (
 
 // mediaURL is a URL that lets its bearer read a blob until a moment.
 func (s *Server) mediaURL(c *call, blobKey string, until time.Time) string {
-	return s.baseURL(c.r).String() + s.signer.Path(blobKey, until)
+	return c.absolute(s.signer.Path(blobKey, until))
 }
 
 // partnerURLEnd is when the URLs end that a partner is given at a moment.
