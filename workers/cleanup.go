@@ -153,8 +153,8 @@ func (w *Cleanup) clean(ctx context.Context) (time.Duration, error) {
 		(SELECT seq FROM workers.inbox WHERE kind = 'cancel' AND expires_at < $1 LIMIT $2)`, now, cleanupBatch)
 	failed = errors.Join(failed, err)
 	err = usagelogs.DropExpired(ctx, w.Pool, now)
-	if errors.Is(err, usagelogs.ErrInUse) {
-		w.Log.Info("usage logs that are over wait until they are not read any more", "reason", err)
+	if errors.Is(err, usagelogs.ErrNotYet) {
+		w.Log.Info("usage logs that are over stay until the next cleanup", "reason", err)
 		err = nil
 	}
 	failed = errors.Join(failed, err)

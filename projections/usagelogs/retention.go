@@ -17,11 +17,11 @@ const (
 	week = 7 * 24 * time.Hour
 	// dropTimeout bounds DropExpired as a whole.
 	dropTimeout = 20 * time.Second
-	// detachTimeout bounds the wait for those who read requests now and may still see the week. Nothing is locked meanwhile.
-	detachTimeout = 3 * time.Second
-	// finishTimeout bounds what keeps the projection from making a new week. It is below PostgreSQL's deadlock_timeout (1 s): to finish may wait for the
-	// projection while the projection waits for it, and this gives way before PostgreSQL would have the projection do so.
-	finishTimeout = 700 * time.Millisecond
+	// stepTimeout bounds one step: the wait for those who read requests now and may still see the week, during which nothing is locked.
+	stepTimeout = 3 * time.Second
+	// finalizeTimeout bounds the step that keeps the projection from making a new week meanwhile. It is below PostgreSQL's deadlock_timeout (1 s): the two
+	// may wait for each other, and this one gives way before PostgreSQL would have the other do so.
+	finalizeTimeout = 700 * time.Millisecond
 	// dropLock is the advisory lock of who drops.
 	dropLock = 0x6d757377
 	// closeTimeout bounds the goodbye to the server.
@@ -34,8 +34,8 @@ const (
 	lockNotAvailable = "55P03"
 )
 
-// ErrInUse says that weeks that are over are still being read; another call drops them later.
-var ErrInUse = errors.New("usage logs that are over are still being read")
+// ErrNotYet says that weeks that are over are there still, because somebody reads them or drops them at this moment; a later call finds out.
+var ErrNotYet = errors.New("usage logs that are over cannot be dropped yet")
 
 // DropExpired drops the weeks of which each request is older than Retention. It keeps neither the projection nor lists waiting: a week is detached while
 // both go on (DETACH PARTITION CONCURRENTLY, from PostgreSQL 14 on) and then dropped, and what a call left half done, because it took too long or its
@@ -63,8 +63,11 @@ func DropExpired(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 		_ = conn.Close(ctx) // it is given up either way, and the lock with it
 	}()
 	var mine bool
-	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, dropLock).Scan(&mine); err != nil || !mine {
-		return err
+	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, dropLock).Scan(&mine); err != nil {
+		return fmt.Errorf("drop usage logs: %w", err)
+	}
+	if !mine {
+		return fmt.Errorf("%w: another process is at it", ErrNotYet)
 	}
 	for {
 		e, found, err := findExpired(ctx, conn, before)
@@ -111,12 +114,12 @@ func findExpired(ctx context.Context, db querier, before time.Time) (e expired, 
 // advance takes the week one step further.
 func (e expired) advance(ctx context.Context, conn *pgx.Conn) error {
 	table := pgx.Identifier{"usage", e.table}.Sanitize()
-	statement, limit := `DROP TABLE `+table, finishTimeout
+	statement, limit := `DROP TABLE `+table, stepTimeout
 	switch {
 	case e.pending:
-		statement = `ALTER TABLE usage.request DETACH PARTITION ` + table + ` FINALIZE`
+		statement, limit = `ALTER TABLE usage.request DETACH PARTITION `+table+` FINALIZE`, finalizeTimeout
 	case e.attached:
-		statement, limit = `ALTER TABLE usage.request DETACH PARTITION `+table+` CONCURRENTLY`, detachTimeout
+		statement = `ALTER TABLE usage.request DETACH PARTITION ` + table + ` CONCURRENTLY`
 	}
 	// It bounds a statement from its beginning to its end, whatever that waits for. A detachment cannot be in a transaction, so each statement is one.
 	if _, err := conn.Exec(ctx, `SELECT set_config('statement_timeout', $1, false)`, strconv.FormatInt(limit.Milliseconds(), 10)); err != nil {
@@ -124,7 +127,7 @@ func (e expired) advance(ctx context.Context, conn *pgx.Conn) error {
 	}
 	_, err := conn.Exec(ctx, statement)
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && (refused.Code == queryCanceled || refused.Code == lockNotAvailable) {
-		return fmt.Errorf("%w: %s: %w", ErrInUse, e.table, err)
+		return fmt.Errorf("%w: %s: %w", ErrNotYet, e.table, err)
 	}
 	if err != nil {
 		return fmt.Errorf("drop usage logs: %s: %w", e.table, err)
