@@ -162,12 +162,12 @@ func (a *Authenticator) roundTrip(all []*presented) {
 	}
 	for n, group := range byToken {
 		for _, hash := range group[0].hashes {
-			hashes, numbers, requests = append(hashes, hash), append(numbers, int32(n)), append(requests, int64(len(group))) //nolint:gosec // at most maxGathered
+			hashes, numbers, requests = append(hashes, hash), append(numbers, int32(n)), append(requests, int64(len(group)))
 		}
 	}
 	counts, err := a.count(hashes, numbers, requests)
 	for n, group := range byToken {
-		found, ok := counts[int32(n)] //nolint:gosec // at most maxGathered
+		found, ok := counts[int32(n)]
 		for i, p := range group {
 			switch {
 			case err != nil:
