@@ -22,8 +22,8 @@ import (
 // repeat finds the stream there, since creating it expects that there is none; the first event's metadata says whether it was the same request.
 //
 // No secret goes into an ID, so that it stays the same when the operator changes the secret key. Who guesses a company's Idempotency-Keys can reckon its
-// IDs, and gains nothing by it: an ID lets nobody in, and to another company each is not_found, whether it is there or not. Nor can another company have an
-// ID first, since its own goes into all that it creates. Tokens do follow from the secret key.
+// IDs, and gains nothing by it: an ID lets nobody in, and to another company each is not_found, whether it is there or not. Nor can another company, or
+// another installation, have an ID first, since the company's goes into all of them, and that is random. Tokens do follow from the secret key.
 
 // identity is the ID of what a request creates, and what its tokens follow from beside the secret key.
 type identity struct {
@@ -36,7 +36,7 @@ type identity struct {
 // identify finds the identity of a request, or makes a random one if it has no key. The body is all that the request means.
 func (t *tools) identify(c Caller, operation string, body any) (identity, error) {
 	if c.IdempotencyKey == "" {
-		return identity{seed: keys.Random()}, nil
+		return randomIdentity(), nil
 	}
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -46,6 +46,9 @@ func (t *tools) identify(c Caller, operation string, body any) (identity, error)
 	seed := seedOf("idempotency", c.CompanyID, string(c.Environment), operation, c.IdempotencyKey)
 	return identity{hash: hex.EncodeToString(seed[:16]), fingerprint: hex.EncodeToString(sum[:]), seed: seed}, nil
 }
+
+// randomIdentity is that of a request without a key.
+func randomIdentity() identity { return identity{seed: keys.Random()} }
 
 // seedOf is SHA-256 (FIPS 180-4) over the parts, each with its length before it, so that no two lists of parts look alike.
 func seedOf(parts ...string) []byte {
@@ -159,6 +162,20 @@ func (t *tools) claim(ctx context.Context, c Caller, i identity, operation strin
 	}
 	_, history, err := t.create(ctx, i, request.Stream(i.hash), t.metadata(c), request.Claimed{Operation: operation})
 	return history != nil, err
+}
+
+// claimFor takes the Idempotency-Key of a request that makes what is named by an ID which does not follow from the key. It gives the ID that the first of
+// the requests with the key brought.
+func (t *tools) claimFor(ctx context.Context, c Caller, i identity, operation, id string) (string, error) {
+	_, history, err := t.create(ctx, i, request.Stream(i.hash), t.metadata(c), request.Claimed{Operation: operation, ID: id})
+	if err != nil || history == nil {
+		return id, err
+	}
+	var first request.Claimed
+	if err := json.Unmarshal(history[0].Data, &first); err != nil {
+		return "", fmt.Errorf("read %s of %s: %w", history[0].Type, history[0].Stream, err)
+	}
+	return first.ID, nil
 }
 
 // complete notes that a request which claimed its key left nothing undone. Several may: they say the same.

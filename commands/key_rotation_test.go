@@ -12,6 +12,7 @@ import (
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/infra/keys"
 	"github.com/musique/musique/projections/tokens"
 )
@@ -220,7 +221,85 @@ func TestAKeyRotatesACompanyTokenOnce(t *testing.T) {
 	refused(t, err, fault.NotFound)
 }
 
-// What a key makes has the same ID in every installation, and another for each company, environment and operation: a golden one, since an ID that changed
+func TestAKeyRotatesADeviceTokenOnce(t *testing.T) {
+	t.Parallel()
+	p := under(t, older).Partner(t)
+	p.Locations(t, "hall")
+	enrol := commands.EnrolDevice{Caller: p.Keyed("enrol"), ExternalID: "hall", Name: "Till"}
+	device, err := p.Commands.EnrolDevice.Handle(t.Context(), enrol)
+	require.NoError(t, err)
+	other, err := p.Commands.EnrolDevice.Handle(t.Context(), commands.EnrolDevice{Caller: p.Caller(), ExternalID: "hall"})
+	require.NoError(t, err)
+	rotate := func(w *commandstest.World, c commands.Caller, deviceID string) (commands.DeviceTokenRotated, error) {
+		return w.Commands.RotateDeviceToken.Handle(lasting(t.Context()), commands.RotateDeviceToken{Caller: c, ExternalID: "hall", DeviceID: deviceID})
+	}
+	accepted := func(token string) bool {
+		found, err := tokens.AuthenticateDevice(t.Context(), p.Pool, under(t, newer, older).Keys.Hashes(token))
+		if err != nil {
+			refused(t, err, fault.InvalidToken)
+			return false
+		}
+		require.Equal(t, device.DeviceID, found.DeviceID)
+		return true
+	}
+	processes := []*commandstest.World{under(t, older, newer), under(t, newer, older)}
+	ran, seen := 0, map[string]bool{}
+	for _, a := range atOnce(16, func(i int) (commands.DeviceTokenRotated, error) {
+		return rotate(processes[i%2], p.Keyed("leaked"), device.DeviceID)
+	}) {
+		require.NoError(t, a.err)
+		require.True(t, accepted(a.result.Token))
+		seen[a.result.Token] = true
+		if !a.result.Replayed {
+			ran++
+		}
+		a.result.Token, a.result.Replayed = "", false
+		require.Equal(t, commands.DeviceTokenRotated{DeviceID: device.DeviceID, ExternalID: "hall", Name: "Till", CreatedAt: device.CreatedAt}, a.result)
+	}
+	require.Equal(t, 1, ran)
+	require.Len(t, seen, 1)
+	stream := location.Stream(p.CompanyID, location.UserIDCandidate(p.CompanyID, "hall", 0), event.Live)
+	rotations := func() int { return count(p.History(t, stream), location.DeviceTokenRotated{}.EventType()) }
+	require.Equal(t, 1, rotations())
+	require.False(t, accepted(device.Token))
+	_, err = rotate(p.World, p.Keyed("leaked"), other.DeviceID)
+	refused(t, err, fault.Conflict)
+
+	next, err := rotate(under(t, older), p.Keyed("leaked again"), device.DeviceID)
+	require.NoError(t, err)
+	require.False(t, seen[next.Token])
+	late, err := rotate(processes[1], p.Keyed("leaked"), device.DeviceID)
+	require.NoError(t, err)
+	require.True(t, late.Replayed)
+	require.True(t, seen[late.Token], "a late repeat is answered as the first was")
+	first, err := p.Commands.EnrolDevice.Handle(t.Context(), enrol)
+	require.NoError(t, err)
+	require.Equal(t, device.Token, first.Token, "that of the enrolment as well")
+	require.Equal(t, 2, rotations())
+	require.False(t, accepted(late.Token), "and brings nothing back to life")
+	require.False(t, accepted(first.Token))
+	require.True(t, accepted(next.Token))
+	_, err = rotate(under(t, newer), p.Keyed("leaked again"), device.DeviceID)
+	require.Contains(t, refused(t, err, fault.Conflict).Message, "cannot be shown again")
+
+	unkeyed, err := rotate(processes[0], p.Caller(), device.DeviceID)
+	require.NoError(t, err)
+	again, err := rotate(processes[0], p.Caller(), device.DeviceID)
+	require.NoError(t, err)
+	require.False(t, again.Replayed)
+	require.NotEqual(t, unkeyed.Token, again.Token)
+
+	require.NoError(t, p.Commands.RevokeDevice.Handle(t.Context(), commands.RevokeDevice{Caller: p.Caller(), ExternalID: "hall", DeviceID: device.DeviceID}))
+	require.False(t, accepted(again.Token))
+	_, err = rotate(processes[0], p.Keyed("leaked again"), device.DeviceID)
+	require.Contains(t, refused(t, err, fault.Conflict).Message, "is revoked")
+	for _, deviceID := range []string{device.DeviceID, "dvc_none", ""} {
+		_, err = rotate(processes[0], p.Caller(), deviceID)
+		refused(t, err, fault.NotFound)
+	}
+}
+
+// What a company's key makes has the same ID under every secret key, and another for each company, environment and operation: a golden one, since an ID that changed
 // would make each repeat a new request.
 func TestTheIDOfAKeyStaysTheSame(t *testing.T) {
 	t.Parallel()

@@ -27,13 +27,20 @@ type CompanyRegistered struct {
 // RegisterCompanyHandler carries out RegisterCompany.
 type RegisterCompanyHandler struct{ *tools }
 
-// Handle registers the company.
+// Handle registers the company. Its ID is random also where the request has an Idempotency-Key: operators of several installations may use the same keys,
+// and the bytes of companies lie by their IDs in storage that installations may share.
 func (h RegisterCompanyHandler) Handle(ctx context.Context, cmd RegisterCompany) (CompanyRegistered, error) {
 	identity, err := h.identify(cmd.Caller, "register company", cmd)
 	if err != nil {
 		return CompanyRegistered{}, err
 	}
-	id, secrets := identity.id("co_"), h.secrets(identity, "company token", "comp_")
+	id := randomIdentity().id("co_")
+	if identity.keyed() {
+		if id, err = h.claimFor(ctx, cmd.Caller, identity, "register company", id); err != nil {
+			return CompanyRegistered{}, err
+		}
+	}
+	secrets := h.secrets(identity, "company token", "comp_")
 	registered, err := company.Register(id, cmd.Name, cmd.Plan, cmd.Prefix, h.Keys.HashToken(secrets[0]), h.Plans)
 	if err != nil {
 		return CompanyRegistered{}, err

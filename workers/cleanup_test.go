@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/commands"
+	"github.com/musique/musique/commands/commandstest"
 	"github.com/musique/musique/domain/audio"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
@@ -181,4 +182,30 @@ func TestBytesWithoutAnUploadAreSwept(t *testing.T) {
 	w.set(time.Now().Add(2 * time.Hour))
 	w.start(t, cleanup)
 	eventually(t, func() bool { return len(p.BlobKeys(t)) == len(recorded) }, "and the rest when its time has come")
+}
+
+// Installations may share blob storage, and their operators may use the same Idempotency-Keys.
+func TestAnotherInstallationsBytesAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	production, staging := newWorld(t), newWorld(t)
+	register := func(w *world) string {
+		t.Helper()
+		made, err := w.Commands.RegisterCompany.Handle(t.Context(), commands.RegisterCompany{Caller: commands.Caller{Actor: "operator", IdempotencyKey: "acme"}, Name: "Acme"})
+		require.NoError(t, err)
+		return made.CompanyID
+	}
+	id := register(production)
+	require.Equal(t, id, register(production))
+	require.NotEqual(t, id, register(staging))
+	p := commandstest.Partner{World: production.World, CompanyID: id}
+	caller := p.Caller()
+	caller.CompanyID, caller.Environment = id, event.Live
+	p.Upload(t, caller)
+	keys := p.BlobKeys(t)
+	when := time.Now().Add(-2 * workers.OrphanAge)
+	require.NoError(t, os.Chtimes(filepath.Join(production.BlobDir, keys[0]), when, when))
+	elsewhere := staging.deps
+	elsewhere.Blobs = production.Blobs
+	require.NoError(t, workers.SweepOnce(t.Context(), elsewhere))
+	require.Equal(t, keys, p.BlobKeys(t))
 }

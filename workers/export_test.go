@@ -41,3 +41,9 @@ func CleanOnce(ctx context.Context, d Deps) error {
 	_, err := NewCleanup(d).clean(ctx)
 	return err
 }
+
+// SweepOnce is one look through the blob storage.
+func SweepOnce(ctx context.Context, d Deps) error {
+	_, err := NewCleanup(d).sweep(ctx)
+	return err
+}

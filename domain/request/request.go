@@ -5,6 +5,8 @@ package request
 // it the only one.
 type Claimed struct {
 	Operation string `json:"operation"`
+	// ID names what the request makes, where that does not follow from the key.
+	ID string `json:"id,omitempty"`
 }
 
 // Completed says that all that the request asks for was done, as far as it could be: a repeat has nothing to carry on.
