@@ -45,7 +45,7 @@ var payloads = []event.Payload{
 	delivery.Delivered{}, delivery.PlaybackStarted{}, delivery.Played{}, delivery.Failed{}, delivery.Expired{}, delivery.Cancelled{},
 	location.Mapped{}, location.Registered{}, location.Changed{}, location.Removed{}, location.DeviceEnrolled{}, location.DeviceRevoked{},
 	request.Claimed{}, request.Completed{},
-	send.Scheduled{}, send.AudioSent{}, send.BroadcastSealed{}, send.BroadcastAbandoned{}, send.Cancelled{},
+	send.Scheduled{}, send.Rescheduled{}, send.AudioSent{}, send.BroadcastSealed{}, send.BroadcastAbandoned{}, send.Cancelled{},
 	apitoken.Issued{}, apitoken.Revoked{},
 	usage.ApiRequestServed{},
 }

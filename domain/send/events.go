@@ -43,6 +43,27 @@ type Scheduled struct {
 type ScheduledDestination struct {
 	Destination
 	PlayAt time.Time `json:"playAt"`
+	// Timezone is the location's at that time. Sends of before do not have it.
+	Timezone string `json:"timezone,omitempty"`
+}
+
+// Rescheduled says that a scheduled send, of which nothing has gone out, is to be played at another time or in another way. It has all that the send is from
+// now on.
+type Rescheduled struct {
+	SendID string `json:"sendId"`
+	Terms
+	// ScheduleAt and LocalTime are as those of Scheduled.
+	ScheduleAt time.Time `json:"scheduleAt"`
+	LocalTime  string    `json:"localTime,omitempty"`
+	// Times are when the audio is due in each time zone, for a new LocalTime. Without them it is due at ScheduleAt everywhere or, where there is a LocalTime, when
+	// it was due before.
+	Times []ZoneTime `json:"times,omitempty"`
+}
+
+// ZoneTime is when the audio is due at the locations of a time zone.
+type ZoneTime struct {
+	Timezone string    `json:"timezone"`
+	PlayAt   time.Time `json:"playAt"`
 }
 
 // AudioSent says that audio goes to one location now.
@@ -82,6 +103,9 @@ type Cancelled struct {
 
 // EventType implements event.Payload.
 func (Scheduled) EventType() string { return "SendScheduled" }
+
+// EventType implements event.Payload.
+func (Rescheduled) EventType() string { return "SendRescheduled" }
 
 // EventType implements event.Payload.
 func (AudioSent) EventType() string { return "AudioSent" }

@@ -89,6 +89,11 @@ type Request struct {
 // Check notes what is wrong with the request.
 func (r Request) Check(now time.Time, fields *fault.Fields) {
 	r.Targets.Check(fields)
+	r.checkHow(now, fields)
+}
+
+// checkHow notes what is wrong with all but the targets.
+func (r Request) checkHow(now time.Time, fields *fault.Fields) {
 	if r.Priority != "" && !slices.Contains(Priorities, r.Priority) {
 		fields.Add("priority", fault.OutOfRange, "The priority is one of %s.", strings.Join(Priorities, ", "))
 	}
@@ -148,17 +153,34 @@ func Plan(sendID string, terms Terms, r Request, to []Location, now time.Time) (
 		return events, nil
 	}
 	scheduled := Scheduled{SendID: sendID, Terms: terms, LocalTime: r.LocalTime, Total: len(to)}
+	times, err := playTimes(r, to, now)
+	if err != nil {
+		return nil, err
+	}
 	for _, l := range to {
+		playAt := times[l.Timezone]
+		if scheduled.ScheduleAt.IsZero() || playAt.Before(scheduled.ScheduleAt) {
+			scheduled.ScheduleAt = playAt
+		}
+		scheduled.Destinations = append(scheduled.Destinations, ScheduledDestination{Destination{l.ExternalID, l.UserID}, playAt, l.Timezone})
+	}
+	return scheduled.parts(), nil
+}
+
+// playTimes are when the audio is due in each time zone of the locations.
+func playTimes(r Request, to []Location, now time.Time) (map[string]time.Time, error) {
+	times := map[string]time.Time{}
+	for _, l := range to {
+		if _, known := times[l.Timezone]; known {
+			continue
+		}
 		playAt, err := playTime(r, l, now)
 		if err != nil {
 			return nil, err
 		}
-		if scheduled.ScheduleAt.IsZero() || playAt.Before(scheduled.ScheduleAt) {
-			scheduled.ScheduleAt = playAt
-		}
-		scheduled.Destinations = append(scheduled.Destinations, ScheduledDestination{Destination{l.ExternalID, l.UserID}, playAt})
+		times[l.Timezone] = playAt
 	}
-	return scheduled.parts(), nil
+	return times, nil
 }
 
 // playTime is when the audio is due at a location.
@@ -257,6 +279,11 @@ func Load(history []event.Recorded) (Send, error) {
 	return s, nil
 }
 
+// LoadAccepted is Load of the send as it was when it was accepted, whatever was changed of it since.
+func LoadAccepted(history []event.Recorded) (Send, error) {
+	return Load(slices.DeleteFunc(slices.Clone(history), func(e event.Recorded) bool { return e.Type == Rescheduled{}.EventType() }))
+}
+
 func (s *Send) begin(e event.Recorded, id string, terms Terms, total int) {
 	if s.ID != "" {
 		return
@@ -276,6 +303,12 @@ func (s *Send) apply(e event.Recorded) error {
 		s.ScheduleAt, s.LocalTime = p.ScheduleAt, p.LocalTime
 		s.Planned = append(s.Planned, p.Destinations...)
 		s.Open = s.Open || p.Unsealed
+	case Rescheduled{}.EventType():
+		var p Rescheduled
+		if err := json.Unmarshal(e.Data, &p); err != nil {
+			return err
+		}
+		s.Terms, s.ScheduleAt, s.LocalTime, s.Planned = p.Terms, p.ScheduleAt, p.LocalTime, p.planned(s.Planned)
 	case AudioSent{}.EventType():
 		var p AudioSent
 		if err := json.Unmarshal(e.Data, &p); err != nil {

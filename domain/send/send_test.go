@@ -42,7 +42,7 @@ func plannedTo(l send.Location, total int, playAt time.Time) send.AudioSent {
 }
 
 func destination(l send.Location, playAt time.Time) send.ScheduledDestination {
-	return send.ScheduledDestination{Destination: send.Destination{ExternalID: l.ExternalID, UserID: l.UserID}, PlayAt: playAt}
+	return send.ScheduledDestination{Destination: send.Destination{ExternalID: l.ExternalID, UserID: l.UserID}, PlayAt: playAt, Timezone: l.Timezone}
 }
 
 // scheduled is a send to both locations, an hour apart.
