@@ -36,6 +36,7 @@ func TestAPI(t *testing.T) {
 		"what was changed has another tag":                 changedReadsHaveOtherTags,
 		"a tag is of one company":                          tagsAreOfOneCompany,
 		"what is not sent again counts":                    notModifiedCounts,
+		"conditions that nothing keeps to are refused":     conditionsAreRefused,
 		"partners' URLs keep their form":                   partnersURLsKeepTheirForm,
 		"answers are packed":                               answersArePacked,
 		"published files are packed":                       publishedFilesArePacked,

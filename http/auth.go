@@ -60,6 +60,11 @@ func (s *Server) servePartner(c *call) error {
 			return err
 		}
 	}
+	if !c.route.outside {
+		if err := refuseConditions(c.r); err != nil {
+			return err
+		}
+	}
 	return c.route.handle(c)
 }
 

@@ -3,8 +3,28 @@ package httpapi
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"net/http"
 	"strings"
+
+	"github.com/musique/musique/domain/fault"
 )
+
+// refuseConditions refuses what makes a request depend on a tag or a time (RFC 9110 §13.1) where nothing would keep to it: what is changed has no tag to be compared
+// with, and doing it all the same is what whoever asks so wants to be kept from. A read knows If-None-Match, and may ignore If-Modified-Since, since nothing
+// that it tells has a time (RFC 9110 §13.1.3).
+func refuseConditions(r *http.Request) error {
+	refused := []string{"If-Match", "If-None-Match", "If-Unmodified-Since"}
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		refused = []string{"If-Match", "If-Unmodified-Since"}
+	}
+	var fields fault.Fields
+	for _, name := range refused {
+		if len(r.Header.Values(name)) > 0 {
+			fields.Add(name, fault.InvalidFormat, "%s is not understood here, and nothing was done; leave it out.", name)
+		}
+	}
+	return fields.Err()
+}
 
 // hashOf tells contents apart: 128 bits of their SHA-256, in hex.
 func hashOf(content []byte) string {

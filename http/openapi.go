@@ -422,7 +422,7 @@ func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
 			at(answers[code].status, code)
 		}
 	}
-	usual(fault.Internal, fault.ServiceUnavailable)
+	usual(fault.Internal, fault.ServiceUnavailable, fault.InvalidFormat) // the last of If-Match
 	switch r.access {
 	case byToken:
 		usual(fault.InvalidToken, fault.ExpiredToken, fault.RateLimitExceeded)
@@ -436,20 +436,14 @@ func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
 	if pathVariable.MatchString(r.paths[0]) {
 		usual(fault.NotFound)
 	}
-	if op.Success != nil && op.Success.List { // a list knows its parameters, and refuses others
-		usual(fault.InvalidFormat)
-	}
 	if op.hasQuery() || r.method == http.MethodPost { // of a query, or of the Idempotency-Key
-		usual(fault.InvalidFormat, fault.OutOfRange)
-	}
-	if op.Stream != nil { // of Last-Event-ID
-		usual(fault.InvalidFormat)
+		usual(fault.OutOfRange)
 	}
 	if r.method != http.MethodGet && !op.ChangesNothing {
 		usual(fault.Conflict)
 	}
 	if body := cmp.Or(op.Body, op.Form); body != nil {
-		usual(fault.InvalidFormat, fault.OutOfRange)
+		usual(fault.OutOfRange)
 		if !body.Optional {
 			usual(fault.MissingField)
 		}

@@ -36,6 +36,9 @@ func (s *Server) newOpsAPI() http.Handler {
 		if err := s.admitOperator(c.r); err != nil {
 			return err
 		}
+		if err := refuseConditions(c.r); err != nil {
+			return err
+		}
 		return c.route.handle(c)
 	}
 	lost := func(_ *call, err error) error { return err }

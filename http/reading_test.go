@@ -190,7 +190,7 @@ func tagsAreOfOneCompany(t *testing.T, w *world) {
 	}
 }
 
-// An answer without a body is a request like any other, and one that is no read is answered whatever If-None-Match says.
+// An answer without a body is a request like any other.
 func notModifiedCounts(t *testing.T, w *world) {
 	p := w.company(t, company.Standard).as("hq", object{})
 	url, ops := w.still(t)
@@ -207,14 +207,41 @@ func notModifiedCounts(t *testing.T, w *world) {
 	require.Contains(t, string(call(t, http.MethodGet, ops+"/metrics", "", nil).body), `musique_http_requests_total{operation="ListLocations",status="304"} 1`)
 
 	anything := header{"If-None-Match", "*"}
-	ok[object](t, p.post("/test", nil, anything), http.StatusOK)
-	ok[object](t, p.post("/locations", object{"externalId": "x", "name": "x"}, anything), http.StatusCreated)
-	ok[object](t, p.call(http.MethodPatch, "/locations/x", object{"name": "y"}, anything), http.StatusOK)
-	ok[device](t, p.post("/locations/x/devices", nil, anything), http.StatusCreated)
-	ok[object](t, p.call(http.MethodDelete, "/locations/x", nil, anything), http.StatusOK)
-	ok[object](t, call(t, http.MethodPost, w.url+v1+"/auth", "", object{"externalId": "x", "companyToken": p.companyToken}, anything), http.StatusCreated)
 	refused(t, p.call(http.MethodGet, "/locations/x", nil, anything), http.StatusNotFound, "not_found")
 	refused(t, p.call(http.MethodGet, "/locations?limit=0", nil, anything), http.StatusBadRequest, "out_of_range")
+}
+
+// What asks for a condition that nothing keeps to is refused, and nothing is done (RFC 9110 §13.1).
+func conditionsAreRefused(t *testing.T, w *world) {
+	s := w.shop(t)
+	url, _ := w.still(t)
+	for _, r := range httpapi.Routes() {
+		if r.Operation == "GetMedia" || strings.HasPrefix(r.Paths[0], "/docs") || r.Paths[0] == "/openapi.json" { // there a condition is kept to
+			continue
+		}
+		for _, condition := range []header{{"If-Match", `"x"`}, {"If-Match", "*"}, {"If-Unmodified-Since", "Fri, 01 Jan 2027 00:00:00 GMT"}, {"If-None-Match", "*"}} {
+			if condition.name == "If-None-Match" && r.Method == http.MethodGet {
+				continue
+			}
+			headers := []header{condition}
+			if strings.HasPrefix(r.Paths[0], "/api/player") {
+				headers = append(headers, header{"Authorization", "Bearer " + s.device.Token})
+			}
+			for _, method := range []string{r.Method, http.MethodHead} {
+				if method == r.Method || r.Read {
+					answer := call(t, method, url+s.at(t, r.Paths[0]), s.token, nil, headers...)
+					require.Equal(t, http.StatusBadRequest, answer.StatusCode, "%s %s: %s", method, r.Operation, answer.body)
+					if method == r.Method {
+						require.Equal(t, map[string]string{condition.name: "invalid_format"}, failing(refused(t, answer, http.StatusBadRequest, "invalid_format")))
+					}
+				}
+			}
+		}
+	}
+	refused(t, call(t, http.MethodPost, w.ops+"/ops/companies", "", object{"name": "x"}, header{"If-None-Match", "*"}), http.StatusBadRequest, "invalid_format")
+	refused(t, call(t, http.MethodDelete, url+v1+"/locations/store_001", "", nil, header{"If-Match", "*"}), http.StatusUnauthorized, "invalid_token")
+	require.Equal(t, "Main Street", ok[object](t, s.get("/locations/store_001"), http.StatusOK)["name"], "it is as it was")
+	ok[object](t, s.post("/test", nil), http.StatusOK)
 }
 
 // The URL in an answer to a partner lasts an hour at least, and is the same in answers soon after each other.
