@@ -108,6 +108,7 @@ type Handlers struct {
 // New makes the handlers.
 func New(d Deps) *Handlers {
 	t := &tools{d}
+	RotateDeviceToken  RotateDeviceTokenHandler
 	return &Handlers{
 		RegisterCompany:    RegisterCompanyHandler{t},
 		RotateCompanyToken: RotateCompanyTokenHandler{t},
@@ -133,3 +134,4 @@ func New(d Deps) *Handlers {
 		RecordUsage:        RecordUsageHandler{t, &limitedStreams{}},
 	}
 }
+		RotateDeviceToken:  RotateDeviceTokenHandler{t},

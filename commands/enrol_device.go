@@ -40,10 +40,10 @@ func (h EnrolDeviceHandler) Handle(ctx context.Context, cmd EnrolDevice) (Device
 	meta, secrets := identity.mark(h.metadata(cmd.Caller)), h.secrets(identity, "device token", "dev_")
 	answer := DeviceEnrolled{DeviceID: identity.id("dvc_"), Token: secrets[0], ExternalID: cmd.ExternalID, CreatedAt: meta.Time}
 	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, meta, func(l location.Location, history []event.Recorded) ([]event.Payload, error) {
-		if identity.done(history) != nil {
-			earlier, ok := l.Device(answer.DeviceID)
-			if !ok || earlier.Revoked { // also with the location that it was of, though there is one again
-				return nil, fault.New(fault.Conflict, "The device of this Idempotency-Key is revoked; use a new key.")
+		if before := identity.done(history); before != nil {
+			earlier, err := stillThere(l, answer.DeviceID, before)
+			if err != nil {
+				return nil, err
 			}
 			answer.Replayed, answer.CreatedAt = true, earlier.EnrolledAt
 			answer.Token, err = h.shownAgain(secrets, earlier.Hash, "enrol another device with a new key")
@@ -57,4 +57,17 @@ func (h EnrolDeviceHandler) Handle(ctx context.Context, cmd EnrolDevice) (Device
 	}
 	h.settle(ctx, position, Locations)
 	return answer, nil
+}
+
+// stillThere is a device as it was before, where it may still sign in.
+func stillThere(l location.Location, deviceID string, before []event.Recorded) (location.Device, error) {
+	if now, ok := l.Device(deviceID); !ok || now.Revoked { // also with the location that it was of, though there is one again
+		return location.Device{}, fault.New(fault.Conflict, "The device of this Idempotency-Key is revoked; use a new key.")
+	}
+	then, err := location.Load(before)
+	if err != nil {
+		return location.Device{}, err
+	}
+	device, _ := then.Device(deviceID)
+	return device, nil
 }

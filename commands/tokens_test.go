@@ -71,6 +71,8 @@ func TestARevocationThatDoesNotHoldYetIsNotAnswered(t *testing.T) {
 	made := issue(t, p)
 	device, err := w.Commands.EnrolDevice.Handle(t.Context(), commands.EnrolDevice{Caller: p.Caller(), ExternalID: "hall"})
 	require.NoError(t, err)
+	turned, err := w.Commands.EnrolDevice.Handle(t.Context(), commands.EnrolDevice{Caller: p.Caller(), ExternalID: "hall"})
+	require.NoError(t, err)
 	stop()
 	operator := commands.Caller{Actor: "operator"}
 	revocations := []struct {
@@ -84,6 +86,10 @@ func TestARevocationThatDoesNotHoldYetIsNotAnswered(t *testing.T) {
 		{func() error {
 			return w.Commands.RevokeDevice.Handle(lasting(t.Context()), commands.RevokeDevice{Caller: p.Caller(), ExternalID: "hall", DeviceID: device.DeviceID})
 		}, fault.NotFound},
+		{func() error {
+			_, err := w.Commands.RotateDeviceToken.Handle(lasting(t.Context()), commands.RotateDeviceToken{Caller: p.Keyed("turn"), ExternalID: "hall", DeviceID: turned.DeviceID})
+			return err
+		}, ""},
 		{func() error {
 			return w.Commands.RemoveLocation.Handle(lasting(t.Context()), commands.RemoveLocation{Caller: p.Caller(), ExternalID: "gone"})
 		}, fault.NotFound},
@@ -115,6 +121,7 @@ func TestARevocationThatDoesNotHoldYetIsNotAnswered(t *testing.T) {
 	for _, err := range []error{
 		second(tokens.NewAuthenticator(w.Pool, w.Plans, time.Now).Authenticate(t.Context(), w.Keys.Hashes(made.Token))),
 		second(tokens.AuthenticateDevice(t.Context(), w.Pool, w.Keys.Hashes(device.Token))),
+		second(tokens.AuthenticateDevice(t.Context(), w.Pool, w.Keys.Hashes(turned.Token))),
 		second(w.Commands.IssueToken.Handle(t.Context(), commands.IssueToken{CompanyToken: suspended.CompanyToken, ExternalID: "till"})),
 	} {
 		refused(t, err, fault.InvalidToken)

@@ -367,6 +367,13 @@ func idempotency(t *testing.T, w *world) {
 	made := p.post("/locations/k1/devices", object{"name": "till"}, header{"Idempotency-Key", "device-1"})
 	remade := p.post("/locations/k1/devices", object{"name": "till"}, header{"Idempotency-Key", "device-1"})
 	require.Equal(t, ok[device](t, made, http.StatusCreated), ok[device](t, remade, http.StatusCreated))
+	rotate := func() reply {
+		return p.post("/locations/k1/devices/"+ok[device](t, made, http.StatusCreated).DeviceID+"/rotate", nil, header{"Idempotency-Key", "rotate-1"})
+	}
+	rotated, again := rotate(), rotate()
+	require.Equal(t, ok[device](t, rotated, http.StatusCreated), ok[device](t, again, http.StatusCreated))
+	require.NotEqual(t, ok[device](t, made, http.StatusCreated).Token, ok[device](t, rotated, http.StatusCreated).Token)
+	require.Equal(t, "true", again.Header.Get("Idempotency-Replayed"))
 	require.Equal(t, "true", remade.Header.Get("Idempotency-Replayed"))
 
 	auth := func() (reply, string) {

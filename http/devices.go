@@ -27,13 +27,33 @@ func (s *Server) createDevice(c *call) error {
 		return err
 	}
 	c.replayed(made.Replayed)
-	return c.data(http.StatusCreated, struct {
-		DeviceID   string    `json:"deviceId"`
-		Token      string    `json:"token"`
-		ExternalID string    `json:"externalId"`
-		Name       string    `json:"name"`
-		CreatedAt  timestamp `json:"createdAt"`
-	}{made.DeviceID, made.Token, made.ExternalID, cmd.Name, timestamp(made.CreatedAt)})
+	return c.data(http.StatusCreated, deviceWithToken{made.DeviceID, made.Token, made.ExternalID, cmd.Name, timestamp(made.CreatedAt)})
+}
+
+// deviceWithToken is a device when its token is shown.
+type deviceWithToken struct {
+	DeviceID   string    `json:"deviceId"`
+	Token      string    `json:"token"`
+	ExternalID string    `json:"externalId"`
+	Name       string    `json:"name"`
+	CreatedAt  timestamp `json:"createdAt"`
+}
+
+// rotateDeviceToken gives a player another token, and closes the stream that it opened with the one before.
+func (s *Server) rotateDeviceToken(c *call) error {
+	caller, err := c.partner()
+	if err != nil {
+		return err
+	}
+	rotated, err := s.commands.RotateDeviceToken.Handle(c.ctx(), commands.RotateDeviceToken{
+		Caller: caller, ExternalID: c.pathVar("externalId"), DeviceID: c.pathVar("deviceId"),
+	})
+	if err != nil {
+		return err
+	}
+	s.streams.look()
+	c.replayed(rotated.Replayed)
+	return c.data(http.StatusCreated, deviceWithToken{rotated.DeviceID, rotated.Token, rotated.ExternalID, rotated.Name, timestamp(rotated.CreatedAt)})
 }
 
 // deleteDevice revokes a player's sign-in and closes its stream.

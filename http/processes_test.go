@@ -169,6 +169,7 @@ func TestProcesses(t *testing.T) {
 			"a suspended company is accepted nowhere":     suspendedCompanies,
 			"a rotated company token is accepted nowhere": rotatedCompanyTokens,
 			"a revoked device's stream closes everywhere": revokedDevices,
+			"a device token that was rotated":             rotatedDeviceTokens,
 			"who wrote here reads it there":               writesAreReadElsewhere,
 			"a key makes requests run once":               keysHoldTogether,
 			"tokens and URLs are good at each process":    tokensAndURLsAreGoodEverywhere,
@@ -538,6 +539,43 @@ func revokedDevices(t *testing.T, two pair) {
 		for _, s := range players {
 			s.ended()
 		}
+	}
+}
+
+// From the answer on neither process accepts the token before, and both close what it opened; what other tokens opened they leave alone.
+func rotatedDeviceTokens(t *testing.T, two pair) {
+	p := two[0].partner(t)
+	p.location("hall")
+	d := p.device("hall")
+	other := p.device("hall").Token
+	bystanders := []*stream{two[0].listen(t, two[0].url, other, ""), two[1].listen(t, two[1].url, other, "")}
+	players := []*stream{two[0].listen(t, two[0].url, d.Token, ""), two[1].listen(t, two[1].url, d.Token, "")}
+	for round := range 4 {
+		here, there := two[round%2], two[(round+1)%2]
+		for _, s := range slices.Concat(players, bystanders) {
+			select {
+			case <-s.done:
+				t.Error("a stream is closed whose token is good, in round", round)
+			default:
+			}
+		}
+		rotated := ok[device](t, p.at(t, here).post("/locations/hall/devices/"+d.DeviceID+"/rotate", nil), http.StatusCreated)
+		require.Equal(t, d.DeviceID, rotated.DeviceID)
+		require.NotEqual(t, d.Token, rotated.Token)
+		for _, w := range []*world{there, here} {
+			refused(t, w.report(t, d.Token, "dlv_x", "played"), http.StatusUnauthorized, "invalid_token")
+			refused(t, call(t, http.MethodGet, w.url+"/api/player/v1/stream", "", nil, header{"Authorization", "Bearer " + d.Token}), http.StatusUnauthorized, "invalid_token")
+			refused(t, w.report(t, rotated.Token, "dlv_x", "played"), http.StatusNotFound, "not_found")
+		}
+		next := []*stream{there.listen(t, there.url, rotated.Token, ""), here.listen(t, here.url, rotated.Token, "")}
+		for _, s := range players {
+			s.ended()
+		}
+		require.Len(t, ok[[]device](t, p.at(t, there).get("/locations/hall/devices"), http.StatusOK), 2)
+		d, players = rotated, next
+	}
+	for _, s := range slices.Concat(players, bystanders) {
+		s.stop()
 	}
 }
 

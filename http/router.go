@@ -105,6 +105,7 @@ func (s *Server) routes() []*route {
 		{operation: "DeleteLocation", method: del, paths: at(v1 + "/locations/{externalId}"), scope: "locations.write", handle: s.deleteLocation},
 		{operation: "CreateDevice", method: post, paths: at(v1 + "/locations/{externalId}/devices"), scope: "locations.write", handle: s.createDevice},
 		{operation: "ListDevices", method: get, paths: at(v1 + "/locations/{externalId}/devices"), scope: "locations.read", handle: s.listDevices},
+		{operation: "RotateDeviceToken", method: post, paths: at(v1 + "/locations/{externalId}/devices/{deviceId}/rotate"), scope: "locations.write", handle: s.rotateDeviceToken},
 		{operation: "DeleteDevice", method: del, paths: at(v1 + "/locations/{externalId}/devices/{deviceId}"), scope: "locations.write", handle: s.deleteDevice},
 
 		{operation: "GetInformation", method: get, paths: at(v1, v1+"/", first), handle: s.information},

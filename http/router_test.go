@@ -39,6 +39,7 @@ var methodsOf = map[string]string{
 	"/locations/x/devices":               "GET, HEAD, OPTIONS, POST",
 	"/locations/import/devices":          "GET, HEAD, OPTIONS, POST",
 	"/locations/x/devices/y":             "DELETE, OPTIONS",
+	"/locations/x/devices/y/rotate":      "OPTIONS, POST",
 	"":                                   "GET, HEAD, OPTIONS",
 	"/":                                  "GET, HEAD, OPTIONS",
 	"/api/integration":                   "GET, HEAD, OPTIONS",
@@ -176,7 +177,7 @@ func namesThatNothingHas(t *testing.T, w *world) {
 			{http.MethodGet, "/sends/NAME"}, {http.MethodDelete, "/sends/NAME"}, {http.MethodGet, "/sends/NAME/deliveries"}, {http.MethodDelete, "/tokens/NAME"},
 			{http.MethodGet, "/locations/NAME"}, {http.MethodPatch, "/locations/NAME"}, {http.MethodDelete, "/locations/NAME"},
 			{http.MethodGet, "/locations/NAME/devices"}, {http.MethodPost, "/locations/NAME/devices"}, {http.MethodDelete, "/locations/NAME/devices/dvc_x"},
-			{http.MethodDelete, "/locations/till/devices/NAME"},
+			{http.MethodDelete, "/locations/till/devices/NAME"}, {http.MethodPost, "/locations/NAME/devices/dvc_x/rotate"}, {http.MethodPost, "/locations/till/devices/NAME/rotate"},
 		} {
 			var body any
 			switch {

@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,8 +14,8 @@ import (
 )
 
 const (
-	// revocationCheck is how often it is looked whether the devices of the open streams may still be signed in; a revocation that this process
-	// carries out is looked for at once.
+	// revocationCheck is how often it is looked whether the device tokens of the open streams are still accepted; a revocation or rotation that this
+	// process carries out is looked for at once.
 	revocationCheck = time.Second
 	// presenceTimeout bounds one word to the database on who is there.
 	presenceTimeout = 5 * time.Second
@@ -22,8 +24,8 @@ const (
 // streams are the player streams that are open in this process.
 type streams struct {
 	mu      sync.Mutex
-	open    map[string]map[*stream]struct{} // by device
-	changed chan struct{}                   // devices may have been revoked
+	open    map[string]map[*stream]struct{} // by the hash of the device token
+	changed chan struct{}                   // tokens may be accepted no more
 
 	// telling is held while it is told which streams are open, and shared by those that tell that they closed.
 	telling sync.RWMutex
@@ -48,49 +50,45 @@ func (s *streams) add(device tokens.Device) *stream {
 	added := &stream{id: uuid.NewString(), device: device, revoked: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open[device.DeviceID] == nil {
-		s.open[device.DeviceID] = map[*stream]struct{}{}
+	if s.open[device.Hash] == nil {
+		s.open[device.Hash] = map[*stream]struct{}{}
 	}
-	s.open[device.DeviceID][added] = struct{}{}
+	s.open[device.Hash][added] = struct{}{}
 	return added
 }
 
 func (s *streams) remove(gone *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.open[gone.device.DeviceID], gone)
-	if len(s.open[gone.device.DeviceID]) == 0 {
-		delete(s.open, gone.device.DeviceID)
+	delete(s.open[gone.device.Hash], gone)
+	if len(s.open[gone.device.Hash]) == 0 {
+		delete(s.open, gone.device.Hash)
 	}
 }
 
-// devices lists the devices of the open streams.
-func (s *streams) devices() []string {
+// signIns lists the hashes of the device tokens that the open streams were opened with.
+func (s *streams) signIns() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ids := make([]string, 0, len(s.open))
-	for id := range s.open {
-		ids = append(ids, id)
-	}
-	return ids
+	return slices.Collect(maps.Keys(s.open))
 }
 
-// close ends the streams of the devices that are not active, of those that were asked about.
+// close ends the streams of the device tokens that are not active, of those that were asked about.
 func (s *streams) close(asked []string, active map[string]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, id := range asked {
-		if active[id] {
+	for _, hash := range asked {
+		if active[hash] {
 			continue
 		}
-		for gone := range s.open[id] {
+		for gone := range s.open[hash] {
 			close(gone.revoked)
 		}
-		delete(s.open, id)
+		delete(s.open, hash)
 	}
 }
 
-// look asks for a look at the open streams' devices now.
+// look asks for a look at the open streams' device tokens now.
 func (s *streams) look() {
 	select {
 	case s.changed <- struct{}{}:
@@ -111,7 +109,7 @@ func (s *streams) present() []locations.Stream {
 	return all
 }
 
-// watchStreams closes the streams of revoked devices, and keeps telling who is online, until the server drains.
+// watchStreams closes the streams whose device token is not accepted any more, and keeps telling who is online, until the server drains.
 func (s *Server) watchStreams() {
 	check, beat := time.NewTicker(revocationCheck), time.NewTicker(locations.BeatEvery)
 	defer check.Stop()
@@ -131,13 +129,13 @@ func (s *Server) watchStreams() {
 }
 
 func (s *Server) closeRevoked() {
-	asked := s.streams.devices()
+	asked := s.streams.signIns()
 	if len(asked) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), presenceTimeout)
 	defer cancel()
-	active, err := tokens.ActiveDevices(ctx, s.pool, asked)
+	active, err := tokens.ActiveSignIns(ctx, s.pool, asked)
 	if err != nil {
 		s.log.Warn("it cannot be looked whether players may still be signed in", "error", err)
 		return

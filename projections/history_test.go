@@ -132,6 +132,9 @@ func (w *world) deviceStep() {
 		d := rapid.SampledFrom(w.devices).Draw(w.t, "device")
 		w.devices = slices.DeleteFunc(w.devices, func(x location.DeviceEnrolled) bool { return x.DeviceID == d.DeviceID })
 		w.add(location.DeviceRevoked{CompanyID: d.CompanyID, ExternalID: d.ExternalID, UserID: d.UserID, DeviceID: d.DeviceID})
+	case len(w.devices) > 0 && rapid.Bool().Draw(w.t, "rotate device token"):
+		d := rapid.SampledFrom(w.devices).Draw(w.t, "device")
+		w.add(location.DeviceTokenRotated{CompanyID: d.CompanyID, ExternalID: d.ExternalID, UserID: d.UserID, DeviceID: d.DeviceID, Hash: w.name("hash")})
 	case w.locations[user]:
 		d := location.DeviceEnrolled{CompanyID: worldCompanies[0], ExternalID: fmt.Sprint("store_", user), UserID: user, DeviceID: w.name("dvc_"), Hash: w.name("hash")}
 		w.devices = append(w.devices, d)

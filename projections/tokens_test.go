@@ -316,6 +316,8 @@ func TestTokensAndDevicesAreFound(t *testing.T) {
 		location.Registered{CompanyID: "co_one", ExternalID: "s1", UserID: 1, Name: "S", Timezone: "UTC"}, location.Registered{CompanyID: "co_one", ExternalID: "s2", UserID: 2, Name: "S", Timezone: "UTC"},
 		location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_1", Hash: "d1"}, location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_2", Hash: "d2"},
 		location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "s2", UserID: 2, DeviceID: "dvc_3", Hash: "d3"},
+		location.DeviceEnrolled{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_4", Hash: "d4"},
+		location.DeviceTokenRotated{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_4", Hash: "d5"},
 		location.DeviceRevoked{CompanyID: "co_one", ExternalID: "s1", UserID: 1, DeviceID: "dvc_2"}, location.Removed{CompanyID: "co_one", ExternalID: "s2", UserID: 2})
 	apply(t, pool, entries(history...))
 
@@ -359,12 +361,15 @@ func TestTokensAndDevicesAreFound(t *testing.T) {
 
 	d, err := tokens.AuthenticateDevice(ctx, pool, []string{"x", "d1"})
 	require.NoError(t, err)
-	require.Equal(t, tokens.Device{DeviceID: "dvc_1", CompanyID: "co_one", Environment: event.Live, ExternalID: "s1", UserID: 1}, d)
-	for _, gone := range []string{"d2", "d3", "x"} {
+	require.Equal(t, tokens.Device{DeviceID: "dvc_1", CompanyID: "co_one", Environment: event.Live, ExternalID: "s1", UserID: 1, Hash: "d1"}, d)
+	for _, gone := range []string{"d2", "d3", "d4", "x"} {
 		_, err = tokens.AuthenticateDevice(ctx, pool, []string{gone})
 		require.Equal(t, fault.InvalidToken, fault.CodeOf(err), gone)
 	}
-	active, err := tokens.ActiveDevices(ctx, pool, []string{"dvc_1", "dvc_2", "dvc_3"})
+	active, err := tokens.ActiveSignIns(ctx, pool, []string{"d1", "d2", "d3", "d4", "d5"})
 	require.NoError(t, err)
-	require.Equal(t, map[string]bool{"dvc_1": true}, active)
+	require.Equal(t, map[string]bool{"d1": true, "d5": true}, active)
+	d, err = tokens.AuthenticateDevice(ctx, pool, []string{"d5"})
+	require.NoError(t, err)
+	require.Equal(t, tokens.Device{DeviceID: "dvc_4", CompanyID: "co_one", Environment: event.Live, ExternalID: "s1", UserID: 1, Hash: "d5"}, d)
 }

@@ -44,6 +44,7 @@ var payloads = []event.Payload{
 	company.Registered{}, company.TokenRotated{}, company.PlanChanged{}, company.Suspended{},
 	delivery.Delivered{}, delivery.PlaybackStarted{}, delivery.Played{}, delivery.Failed{}, delivery.Expired{}, delivery.Cancelled{},
 	location.Mapped{}, location.Registered{}, location.Changed{}, location.Removed{}, location.DeviceEnrolled{}, location.DeviceRevoked{},
+	location.DeviceTokenRotated{},
 	request.Claimed{}, request.Completed{},
 	send.Scheduled{}, send.Rescheduled{}, send.AudioSent{}, send.BroadcastSealed{}, send.BroadcastAbandoned{}, send.Cancelled{},
 	apitoken.Issued{}, apitoken.Revoked{},

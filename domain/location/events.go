@@ -67,6 +67,16 @@ type DeviceRevoked struct {
 	DeviceID   string `json:"deviceId"`
 }
 
+// DeviceTokenRotated says that the player signs in with another token from now on, and with the one before no more.
+type DeviceTokenRotated struct {
+	CompanyID  string `json:"companyId"`
+	ExternalID string `json:"externalId"`
+	UserID     int64  `json:"userId"`
+	DeviceID   string `json:"deviceId"`
+	// Hash is the keyed hash of the new device token; the token itself is nowhere.
+	Hash string `json:"hash"`
+}
+
 // EventType implements event.Payload.
 func (Mapped) EventType() string { return "ExternalIdMapped" }
 
@@ -84,3 +94,6 @@ func (DeviceEnrolled) EventType() string { return "DeviceEnrolled" }
 
 // EventType implements event.Payload.
 func (DeviceRevoked) EventType() string { return "DeviceRevoked" }
+
+// EventType implements event.Payload.
+func (DeviceTokenRotated) EventType() string { return "DeviceTokenRotated" }

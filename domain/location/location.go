@@ -172,6 +172,16 @@ func (l *Location) apply(e event.Recorded) error {
 				l.Devices[i].Revoked = true
 			}
 		}
+	case DeviceTokenRotated{}.EventType():
+		var d DeviceTokenRotated
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		for i := range l.Devices {
+			if l.Devices[i].ID == d.DeviceID {
+				l.Devices[i].Hash = d.Hash
+			}
+		}
 	}
 	return nil
 }
@@ -293,10 +303,21 @@ func (l Location) Enrol(deviceID, name, hash string) (DeviceEnrolled, error) {
 func (l Location) RevokeDevice(deviceID string) (DeviceRevoked, error) {
 	d, ok := l.Device(deviceID)
 	if !ok || d.Revoked {
-		return DeviceRevoked{}, fault.New(fault.NotFound, "The location has no such device.")
+		return DeviceRevoked{}, noDevice()
 	}
 	return DeviceRevoked{CompanyID: l.CompanyID, ExternalID: l.ExternalID, UserID: l.UserID, DeviceID: deviceID}, nil
 }
+
+// RotateDeviceToken gives a player another token to sign in with.
+func (l Location) RotateDeviceToken(deviceID, hash string) (DeviceTokenRotated, error) {
+	d, ok := l.Device(deviceID)
+	if !ok || d.Revoked {
+		return DeviceTokenRotated{}, noDevice()
+	}
+	return DeviceTokenRotated{CompanyID: l.CompanyID, ExternalID: l.ExternalID, UserID: l.UserID, DeviceID: deviceID, Hash: hash}, nil
+}
+
+func noDevice() error { return fault.New(fault.NotFound, "The location has no such device.") }
 
 // Device finds a device by its ID, revoked or not.
 func (l Location) Device(deviceID string) (Device, bool) {

@@ -29,6 +29,7 @@ var (
 	removed  = location.Removed{CompanyID: "co_one", ExternalID: "store_001", UserID: 7}
 	enrolled = enrolledAs("dvc_one")
 	revoked  = location.DeviceRevoked{CompanyID: "co_one", ExternalID: "store_001", UserID: 7, DeviceID: "dvc_one"}
+	rotated  = location.DeviceTokenRotated{CompanyID: "co_one", ExternalID: "store_001", UserID: 7, DeviceID: "dvc_one", Hash: "another hash"}
 )
 
 func enrolledAs(deviceID string) location.DeviceEnrolled {
@@ -185,14 +186,53 @@ func TestALocationHasManyDevicesAndNoMore(t *testing.T) {
 
 func TestRevokeDevice(t *testing.T) {
 	t.Parallel()
-	got, err := load(t, registered, enrolledAs("dvc_two"), enrolled).RevokeDevice("dvc_one")
-	require.NoError(t, err)
-	require.Equal(t, revoked, got)
+	for name, given := range map[string][]event.Payload{
+		"one of two":       {registered, enrolledAs("dvc_two"), enrolled},
+		"after a rotation": {registered, enrolled, rotated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := load(t, given...).RevokeDevice("dvc_one")
+			require.NoError(t, err)
+			require.Equal(t, revoked, got)
+		})
+	}
+	noSuchDevice(t, func(l location.Location) error {
+		_, err := l.RevokeDevice("dvc_one")
+		return err
+	})
+}
 
+func TestRotateDeviceToken(t *testing.T) {
+	t.Parallel()
+	for name, given := range map[string][]event.Payload{
+		"one of two": {registered, enrolledAs("dvc_two"), enrolled},
+		"once more":  {registered, enrolled, rotated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := load(t, given...).RotateDeviceToken("dvc_one", "another hash")
+			require.NoError(t, err)
+			require.Equal(t, rotated, got)
+		})
+	}
+	noSuchDevice(t, func(l location.Location) error {
+		_, err := l.RotateDeviceToken("dvc_one", "another hash")
+		return err
+	})
+	l := load(t, registered, enrolled, enrolledAs("dvc_two"), rotated)
+	require.Equal(t, []string{"another hash", "hash of dvc_two"}, []string{l.Devices[0].Hash, l.Devices[1].Hash})
+	require.Equal(t, enrolled.Name, l.Devices[0].Name)
+}
+
+// noSuchDevice requires that what is done to the device dvc_one is refused where it may not sign in.
+func noSuchDevice(t *testing.T, do func(location.Location) error) {
+	t.Helper()
 	for name, given := range map[string][]event.Payload{
 		"never enrolled":             {registered},
 		"another's":                  {registered, enrolledAs("dvc_two")},
 		"revoked already":            {registered, enrolled, revoked},
+		"rotated, then revoked":      {registered, enrolled, rotated, revoked},
 		"revoked with its location":  {registered, enrolled, removed},
 		"of the location before":     {registered, enrolled, removed, registered},
 		"no location and no device":  nil,
@@ -200,8 +240,7 @@ func TestRevokeDevice(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := load(t, given...).RevokeDevice("dvc_one")
-			eventtest.Refused(t, err, fault.NotFound, "")
+			eventtest.Refused(t, do(load(t, given...)), fault.NotFound, "")
 		})
 	}
 }
@@ -233,7 +272,7 @@ func TestLoad(t *testing.T) {
 
 func TestLoadNamesTheEventThatDoesNotRead(t *testing.T) {
 	t.Parallel()
-	for _, p := range []event.Payload{registered, changed, enrolled, revoked} {
+	for _, p := range []event.Payload{registered, changed, enrolled, revoked, rotated} {
 		history := eventtest.History(p)
 		history[0].Data = []byte(`{"userId": "seven"}`)
 		_, err := location.Load(history)

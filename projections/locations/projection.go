@@ -29,6 +29,7 @@ var Types = []string{
 	location.Removed{}.EventType(),
 	location.DeviceEnrolled{}.EventType(),
 	location.DeviceRevoked{}.EventType(),
+	location.DeviceTokenRotated{}.EventType(),
 }
 
 // Apply turns events into statements.
@@ -115,6 +116,12 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 			return err
 		}
 		batch.Queue(`DELETE FROM device WHERE device_id = $1`, p.DeviceID)
+	case location.DeviceTokenRotated{}.EventType():
+		p, err := readmodel.Decode[location.DeviceTokenRotated](e)
+		if err != nil {
+			return err
+		}
+		batch.Queue(`UPDATE device SET hash = $2 WHERE device_id = $1`, p.DeviceID, p.Hash)
 	}
 	return nil
 }

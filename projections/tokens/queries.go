@@ -120,11 +120,13 @@ type Device struct {
 	Environment event.Environment
 	ExternalID  string
 	UserID      int64
+	// Hash is that of its token; with another token it is another sign-in of the same device.
+	Hash string
 }
 
 // AuthenticateDevice finds a device by any of its token's hashes. Errors: InvalidToken (unknown, revoked, or of a suspended company).
 func AuthenticateDevice(ctx context.Context, pool *pgxpool.Pool, hashes []string) (Device, error) {
-	const query = `SELECT d.device_id, d.company_id, d.environment, d.external_id, d.user_id
+	const query = `SELECT d.device_id, d.company_id, d.environment, d.external_id, d.user_id, d.hash
 		FROM locations.device d JOIN tokens.company c ON c.company_id = d.company_id
 		WHERE d.hash = ANY($1) AND NOT c.suspended`
 	rows, _ := pool.Query(ctx, query, hashes)
@@ -135,18 +137,18 @@ func AuthenticateDevice(ctx context.Context, pool *pgxpool.Pool, hashes []string
 	return d, err
 }
 
-// ActiveDevices tells which of the devices may still sign in; a player's stream asks for its own.
-func ActiveDevices(ctx context.Context, pool *pgxpool.Pool, deviceIDs []string) (map[string]bool, error) {
-	const query = `SELECT d.device_id FROM locations.device d JOIN tokens.company c ON c.company_id = d.company_id
-		WHERE d.device_id = ANY($1) AND NOT c.suspended`
-	rows, _ := pool.Query(ctx, query, deviceIDs)
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+// ActiveSignIns tells which of the hashes are those of device tokens that may still sign in; a player's stream asks for its own.
+func ActiveSignIns(ctx context.Context, pool *pgxpool.Pool, hashes []string) (map[string]bool, error) {
+	const query = `SELECT d.hash FROM locations.device d JOIN tokens.company c ON c.company_id = d.company_id
+		WHERE d.hash = ANY($1) AND NOT c.suspended`
+	rows, _ := pool.Query(ctx, query, hashes)
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("find devices: %w", err)
 	}
-	active := make(map[string]bool, len(ids))
-	for _, id := range ids {
-		active[id] = true
+	active := make(map[string]bool, len(found))
+	for _, hash := range found {
+		active[hash] = true
 	}
 	return active, nil
 }
