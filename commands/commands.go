@@ -93,6 +93,7 @@ type Handlers struct {
 	ImportLocations    ImportLocationsHandler
 	EnrolDevice        EnrolDeviceHandler
 	RevokeDevice       RevokeDeviceHandler
+	RotateDeviceToken  RotateDeviceTokenHandler
 	UploadAudio        UploadAudioHandler
 	DeleteAudio        DeleteAudioHandler
 	SendAudio          SendAudioHandler
@@ -122,6 +123,7 @@ func New(d Deps) *Handlers {
 		ImportLocations:    ImportLocationsHandler{t},
 		EnrolDevice:        EnrolDeviceHandler{t},
 		RevokeDevice:       RevokeDeviceHandler{t},
+		RotateDeviceToken:  RotateDeviceTokenHandler{t},
 		UploadAudio:        UploadAudioHandler{t},
 		DeleteAudio:        DeleteAudioHandler{t},
 		SendAudio:          SendAudioHandler{t},
