@@ -58,6 +58,10 @@ type Reads interface {
 	Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, found bool, err error)
 	// Quota tells what a company used in the calendar month (UTC) of a time.
 	Quota(ctx context.Context, companyID string, env event.Environment, month time.Time) (Used, error)
+	// Reserve holds room in a company's quotas for what is being made, if there is. Used is what is used of them, with what is held for others.
+	Reserve(ctx context.Context, r Reservation) (used Used, reserved bool, err error)
+	// Release gives back the room that was held for what was not made, or that is counted as used by now.
+	Release(ctx context.Context, id string, made bool) error
 	// DestinationsAndQuota is both in one round trip, which is what a send needs.
 	DestinationsAndQuota(ctx context.Context, companyID string, env event.Environment, targets send.Targets, month time.Time) (found []send.Location, unknown []string, used Used, err error)
 }
@@ -65,6 +69,17 @@ type Reads interface {
 // Used is what counts towards a plan's monthly quotas.
 type Used struct {
 	Sends, Uploads, StorageBytes int64
+}
+
+// Reservation is room in a company's quotas for what is being made.
+type Reservation struct {
+	// ID is that of what is being made.
+	ID          string
+	CompanyID   string
+	Environment event.Environment
+	// More is what it will use, Limits what the plan gives.
+	More, Limits Used
+	At           time.Time
 }
 
 // Deps are the parts that the handlers work with.
@@ -99,6 +114,7 @@ type Handlers struct {
 	SendAudio          SendAudioHandler
 	StartScheduledSend StartScheduledSendHandler
 	AbandonBroadcast   AbandonBroadcastHandler
+	ChangeSend         ChangeSendHandler
 	CancelSend         CancelSendHandler
 	CancelDelivery     CancelDeliveryHandler
 	ExpireDelivery     ExpireDeliveryHandler
@@ -109,7 +125,6 @@ type Handlers struct {
 // New makes the handlers.
 func New(d Deps) *Handlers {
 	t := &tools{d}
-	RotateDeviceToken  RotateDeviceTokenHandler
 	return &Handlers{
 		RegisterCompany:    RegisterCompanyHandler{t},
 		RotateCompanyToken: RotateCompanyTokenHandler{t},
@@ -129,6 +144,7 @@ func New(d Deps) *Handlers {
 		SendAudio:          SendAudioHandler{t},
 		StartScheduledSend: StartScheduledSendHandler{t},
 		AbandonBroadcast:   AbandonBroadcastHandler{t},
+		ChangeSend:         ChangeSendHandler{t},
 		CancelSend:         CancelSendHandler{t},
 		CancelDelivery:     CancelDeliveryHandler{t},
 		ExpireDelivery:     ExpireDeliveryHandler{t},
@@ -136,4 +152,3 @@ func New(d Deps) *Handlers {
 		RecordUsage:        RecordUsageHandler{t, &limitedStreams{}},
 	}
 }
-		RotateDeviceToken:  RotateDeviceTokenHandler{t},

@@ -39,7 +39,7 @@ type AudioSent struct {
 type SendAudioHandler struct{ *tools }
 
 // Handle accepts the send for all of its locations or for none.
-func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (AudioSent, error) {
+func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (_ AudioSent, err error) {
 	var fields fault.Fields
 	cmd.Request.Check(h.now(), &fields)
 	identity, err := h.identify(cmd.Caller, "send audio", cmd)
@@ -54,10 +54,11 @@ func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (AudioSent,
 	if err := fields.Err(); err != nil {
 		return AudioSent{}, err
 	}
-	to, err := h.allowed(ctx, cmd)
+	to, release, err := h.allowed(ctx, cmd, id)
 	if err != nil {
 		return AudioSent{}, err
 	}
+	defer func() { release(err) }()
 	meta := h.metadata(cmd.Caller)
 	payloads, err := send.Plan(id, cmd.Request.Terms(cmd.AudioID), cmd.Request, to, meta.Time)
 	if err != nil {
@@ -147,23 +148,23 @@ func (h SendAudioHandler) before(ctx context.Context, identity identity, id stri
 }
 
 // allowed finds the locations that the send goes to, if its audio, its targets and the plan's quota allow it. The store and the read models are asked at the
-// same time.
-func (h SendAudioHandler) allowed(ctx context.Context, cmd SendAudio) ([]send.Location, error) {
+// same time. The room in the quota is held until release.
+func (h SendAudioHandler) allowed(ctx context.Context, cmd SendAudio, id string) (to []send.Location, release func(error), err error) {
 	sendable := make(chan error, 1)
 	go func() { sendable <- h.sendable(ctx, cmd) }()
 	c := cmd.Caller
 	found, unknown, used, err := h.Reads.DestinationsAndQuota(ctx, c.CompanyID, c.Environment, cmd.Request.Targets, h.now())
 	if err := <-sendable; err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	to, err := h.destinations(ctx, cmd, found, unknown)
-	if err != nil {
-		return nil, err
+	if to, err = h.destinations(ctx, cmd, found, unknown); err != nil {
+		return nil, nil, err
 	}
-	return to, h.withinQuota(c, used, Used{Sends: 1})
+	release, err = h.reserve(ctx, c, id, used, Used{Sends: 1})
+	return to, release, err
 }
 
 // sendable asks the audio's stream whether it can be sent.

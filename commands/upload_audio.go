@@ -38,7 +38,7 @@ type UploadAudioHandler struct{ *tools }
 
 // Handle inspects the bytes, stores them, and only then records the upload: audio that is in the library has its bytes. Bytes whose upload was not
 // recorded are removed, here or by the cleanup worker.
-func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (AudioUploaded, error) {
+func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (_ AudioUploaded, err error) {
 	var fields fault.Fields
 	cmd.Details.Check(&fields)
 	info, err := audiofile.Inspect(cmd.File, cmd.Size)
@@ -69,9 +69,11 @@ func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (AudioU
 	if err != nil {
 		return AudioUploaded{}, err
 	}
-	if err := h.withinQuota(cmd.Caller, used, Used{Uploads: 1, StorageBytes: cmd.Size}); err != nil {
+	release, err := h.reserve(ctx, cmd.Caller, id, used, Used{Uploads: 1, StorageBytes: cmd.Size})
+	if err != nil {
 		return AudioUploaded{}, err
 	}
+	defer func() { release(err) }()
 	// From here on the caller's leaving stops nothing: bytes without an event, or the other way round, is what must not be.
 	ctx = context.WithoutCancel(ctx)
 	uploaded := audio.Uploaded{
@@ -129,31 +131,4 @@ func (t *tools) removeBlob(ctx context.Context, key string) {
 	if err := t.Blobs.Delete(ctx, key); err != nil {
 		t.Log.Warn("bytes that nothing refers to could not be removed; the cleanup worker will", "key", key, "error", err)
 	}
-}
-
-// withinQuota refuses what the plan's month has no room for beside what a read model says was used, so callers at the same moment can pass together by
-// what they ask for; the rates are what is exact.
-func (t *tools) withinQuota(c Caller, used, more Used) error {
-	now := t.now()
-	reset := time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC)
-	for _, q := range []struct {
-		name              string
-		limit, used, more int64
-		remedy            string
-		renewed           time.Duration // from now; 0 for what no month renews
-	}{
-		{"sends", c.Plan.MonthlySends, used.Sends, more.Sends, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now)},
-		{"uploads", c.Plan.MonthlyUploads, used.Uploads, more.Uploads, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now)},
-		{"storageBytes", c.Plan.StorageBytes, used.StorageBytes, more.StorageBytes, "delete audio to make room", 0},
-	} {
-		if q.more > 0 && q.used+q.more > q.limit {
-			return &fault.Error{
-				Code:       fault.QuotaExceeded,
-				Message:    fmt.Sprintf("The plan's quota of %s is used up; %s.", q.name, q.remedy),
-				Details:    map[string]any{"quota": q.name, "limit": q.limit, "used": q.used, "resetAt": reset},
-				RetryAfter: q.renewed,
-			}
-		}
-	}
-	return nil
 }

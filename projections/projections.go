@@ -15,6 +15,7 @@ import (
 	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/projections/audiolibrary"
 	"github.com/musique/musique/projections/locations"
+	"github.com/musique/musique/projections/quotas"
 	"github.com/musique/musique/projections/sends"
 	"github.com/musique/musique/projections/tokens"
 	"github.com/musique/musique/projections/usagelogs"
@@ -61,7 +62,7 @@ var migrations embed.FS
 // schemaLockClass is the first half of the advisory lock under which schemas are made; it is used for nothing else.
 const schemaLockClass = 0x6d757372
 
-// Migrate makes the tables of all read models and of what stands beside them (rate counters, presence), or brings them up to date. Any number of
+// Migrate makes the tables of all read models and of what stands beside them (rate counters, reservations, presence), or brings them up to date. Any number of
 // processes may call it at the same moment.
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	if err := postgres.Migrate(ctx, pool, sub(migrations), "projections_migrations"); err != nil {
@@ -73,6 +74,9 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 		}
 	}
 	if err := migrateSchema(ctx, pool, "counters", tokens.CounterMigrations); err != nil {
+		return err
+	}
+	if err := migrateSchema(ctx, pool, "quota", quotas.Migrations); err != nil {
 		return err
 	}
 	return migrateSchema(ctx, pool, "presence", locations.PresenceMigrations)

@@ -13,6 +13,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/projections/locations"
+	"github.com/musique/musique/projections/quotas"
 	"github.com/musique/musique/projections/readmodel"
 	"github.com/musique/musique/projections/sends"
 	"github.com/musique/musique/projections/tokens"
@@ -74,6 +75,16 @@ func (r *Reads) Quota(ctx context.Context, companyID string, env event.Environme
 		return commands.Used{}, fmt.Errorf("read the quotas: %w", err)
 	}
 	return used, nil
+}
+
+// Reserve holds room in a company's quotas, if there is. Used is what is used of them, with what is held for others.
+func (r *Reads) Reserve(ctx context.Context, reservation commands.Reservation) (used commands.Used, reserved bool, err error) {
+	return quotas.Reserve(ctx, r.pool, reservation)
+}
+
+// Release gives back the room that was held for what was not made, or that is counted as used by now.
+func (r *Reads) Release(ctx context.Context, id string, made bool) error {
+	return quotas.Release(ctx, r.pool, id, made)
 }
 
 // DestinationsAndQuota is Destinations and Quota in one round trip.
