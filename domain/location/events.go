@@ -17,6 +17,9 @@ type Channel struct {
 	Type string `json:"type"`
 	// URL is the endpoint of an `http` channel.
 	URL string `json:"url,omitempty"`
+	// Secret is what the endpoint's messages are signed with, sealed under the server's secret key: it can be read by the server alone, and stands in no answer
+	// and on no topic.
+	Secret string `json:"secret,omitempty"`
 }
 
 // Registered says that a location can be sent to.

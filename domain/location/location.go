@@ -23,6 +23,9 @@ const (
 	maxTags      = 50
 	maxTagRunes  = 64
 	maxURLBytes  = 2048
+	// minSecret and maxSecret bound the secret of a channel, in characters.
+	minSecret = 8
+	maxSecret = 256
 	// MaxDevices bounds the devices that one location has at the same time.
 	MaxDevices = 50
 	// Buckets is how many parts the locations are dispatched in.
@@ -120,6 +123,8 @@ type Details struct {
 	Timezone string
 	Tags     []string
 	Channel  Channel
+	// Secret is that of the channel as the partner gave it; "" if it gave none. It is nowhere but here: what is stored is Channel.Secret.
+	Secret string `json:"-"`
 }
 
 // Load folds a history into the state.
@@ -217,12 +222,22 @@ func (d Details) Check(fields *fault.Fields) {
 		}
 	case ChannelHTTP:
 		if d.Channel.URL == "" {
+		if d.Secret != "" {
+			fields.Add("channel.secret", fault.InvalidFormat, "Only a channel of type http has a secret.")
+		}
 			fields.Add("channel.url", fault.MissingField, "A channel of type http needs a url.")
 		} else if u, err := url.Parse(d.Channel.URL); err != nil || !urlPattern.MatchString(d.Channel.URL) || u.Hostname() == "" || len(d.Channel.URL) > maxURLBytes {
 			fields.Add("channel.url", fault.InvalidFormat, "The url is an absolute http or https URL of at most %d bytes.", maxURLBytes)
 		}
 	default:
 		fields.Add("channel.type", fault.OutOfRange, "The channel's type is player or http.")
+		switch {
+		case d.Secret == "":
+		case len(d.Secret) < minSecret || len(d.Secret) > maxSecret:
+			fields.Add("channel.secret", fault.OutOfRange, "The secret has %d to %d characters.", minSecret, maxSecret)
+		case strings.ContainsFunc(d.Secret, func(r rune) bool { return r < ' ' || r > '~' }):
+			fields.Add("channel.secret", fault.InvalidFormat, "The secret is of printable characters of ASCII.")
+		}
 	}
 }
 
@@ -249,6 +264,7 @@ func (d Details) Normal() Details {
 	}
 	return d
 }
+	d.Secret = ""
 
 // Register makes a location, or makes again one that was removed.
 func (l Location) Register(companyID, externalID string, userID int64, details Details) (Registered, error) {

@@ -312,6 +312,13 @@ func TestDetails(t *testing.T) {
 	channel := func(kind, url string) location.Details {
 		return location.Details{Name: "a", Channel: location.Channel{Type: kind, URL: url}}
 	}
+	withSecret := func(kind, secret string) location.Details {
+		d := location.Details{Name: "a", Channel: location.Channel{Type: kind}, Secret: secret}
+		if kind == "http" {
+			d.Channel.URL = "https://radio.example/in"
+		}
+		return d
+	}
 	for name, c := range map[string]struct {
 		details location.Details
 		want    []eventtest.Field
@@ -359,6 +366,14 @@ func TestDetails(t *testing.T) {
 		"an endpoint with two @":         {channel("http", "https://a@b@radio.example"), bad("channel.url", fault.InvalidFormat)},
 		"an endpoint with a bad escape":  {channel("http", "https://radio.example/?%zz"), bad("channel.url", fault.InvalidFormat)},
 		"an endpoint beyond ASCII":       {channel("http", "https://rädio.example/in"), bad("channel.url", fault.InvalidFormat)},
+		"a secret":                       {details: withSecret("http", "whsec_xyz")},
+		"the longest secret":             {details: withSecret("http", strings.Repeat("~", 256))},
+		"a secret that is too long":      {withSecret("http", strings.Repeat("~", 257)), bad("channel.secret", fault.OutOfRange)},
+		"the shortest secret":            {details: withSecret("http", "8 signs.")},
+		"a secret that is too short":     {withSecret("http", "7 signs"), bad("channel.secret", fault.OutOfRange)},
+		"a secret with a line feed":      {withSecret("http", "two\nlines"), bad("channel.secret", fault.InvalidFormat)},
+		"a secret beyond ASCII":          {withSecret("http", "Schlüssel"), bad("channel.secret", fault.InvalidFormat)},
+		"a player with a secret":         {withSecret("player", "a secret"), bad("channel.secret", fault.InvalidFormat)},
 		"a player with an endpoint":      {channel("player", "https://radio.example/in"), bad("channel.url", fault.InvalidFormat)},
 		"an endpoint without a type":     {channel("", "https://radio.example/in"), bad("channel.url", fault.InvalidFormat)},
 		"a channel of another type":      {channel("fax", ""), bad("channel.type", fault.OutOfRange)},
