@@ -66,11 +66,11 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 			return err
 		}
 		const insert = `
-			INSERT INTO item (audio_id, company_id, environment, name, description, category, format, content_type, duration_ms, size, sha256, blob_key, created_at, position)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`
+			INSERT INTO item (audio_id, company_id, environment, name, description, category, format, content_type, duration_ms, size, sha256, blob_key, created_at, position, search)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`
 		m := e.Metadata
 		batch.Queue(insert, p.AudioID, m.CompanyID, m.Environment, p.Name, p.Description, p.Category, p.Format, p.ContentType, p.DurationMs, p.Size, p.SHA256,
-			p.BlobKey, m.Time, int64(e.Position.Commit))
+			p.BlobKey, m.Time, int64(e.Position.Commit), readmodel.Fold(p.Name))
 		const upload = `
 			INSERT INTO uploads AS u (company_id, environment, month, uploads) VALUES ($1, $2, $3, 1)
 			ON CONFLICT (company_id, environment, month) DO UPDATE SET uploads = u.uploads + 1`

@@ -99,7 +99,7 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 		query.And(`format = $?`, f.Format)
 	}
 	if f.Query != "" {
-		query.And(`name ILIKE $?`, readmodel.Containing(f.Query))
+		query.And(`search LIKE $?`, readmodel.Containing(readmodel.Fold(f.Query)))
 	}
 	if f.CreatedAfter != nil {
 		query.And(`created_at > $?`, f.CreatedAfter)

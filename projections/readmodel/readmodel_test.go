@@ -75,3 +75,15 @@ func FuzzDecode(f *testing.F) {
 func TestMonthsAreThoseOfUTC(t *testing.T) {
 	require.Equal(t, time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC), Month(time.Date(2026, 3, 1, 0, 30, 0, 0, time.FixedZone("", 3600))))
 }
+
+func TestWhatIsSearchedIsFolded(t *testing.T) {
+	t.Parallel()
+	for _, same := range [][2]string{{"ÄRGER", "ärger"}, {"STRASSE", "straße"}, {"ΣΊΣΥΦΟΣ", "σίσυφος"}, {"e\u0301t\u00e9", "\u00c9TE\u0301"}, {"Ünïcode", "ÜNÏCODE"}, {"ПРИВЕТ", "привет"}} {
+		require.Equal(t, Fold(same[0]), Fold(same[1]))
+	}
+	require.NotEqual(t, Fold("arger"), Fold("ärger"))
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.String().Draw(t, "text")
+		require.Equal(t, Fold(text), Fold(Fold(text)))
+	})
+}
