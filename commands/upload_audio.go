@@ -26,6 +26,25 @@ type UploadAudio struct {
 	SHA256 string
 }
 
+// Check notes what is wrong with the upload, its file among the rest if it is there, and tells what audio that is. An error is that it could not be read.
+func (cmd UploadAudio) Check(fields *fault.Fields) (audiofile.Info, error) {
+	cmd.Details.Check(fields)
+	if cmd.File == nil {
+		return audiofile.Info{}, nil
+	}
+	info, err := audiofile.Inspect(cmd.File, cmd.Size)
+	var notAudio *audiofile.NotAudioError
+	switch {
+	case errors.As(err, &notAudio):
+		fields.Add("file", fault.InvalidFormat, "The file is not whole MP3, WAV, OGG or AAC audio: %s.", notAudio.Reason)
+	case errors.Is(err, audiofile.ErrTooLong):
+		fields.Add("file", fault.OutOfRange, "The audio is longer than %d minutes; send a shorter one.", audiofile.MaxDuration/time.Minute)
+	case err != nil:
+		return audiofile.Info{}, fmt.Errorf("inspect upload: %w", err)
+	}
+	return info, nil
+}
+
 // AudioUploaded is the audio as it stands in the library.
 type AudioUploaded struct {
 	audio.Uploaded
@@ -40,16 +59,9 @@ type UploadAudioHandler struct{ *tools }
 // recorded are removed, here or by the cleanup worker.
 func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (_ AudioUploaded, err error) {
 	var fields fault.Fields
-	cmd.Details.Check(&fields)
-	info, err := audiofile.Inspect(cmd.File, cmd.Size)
-	var notAudio *audiofile.NotAudioError
-	switch {
-	case errors.As(err, &notAudio):
-		fields.Add("file", fault.InvalidFormat, "The file is not whole MP3, WAV, OGG or AAC audio: %s.", notAudio.Reason)
-	case errors.Is(err, audiofile.ErrTooLong):
-		fields.Add("file", fault.OutOfRange, "Audio is at most %v long.", audiofile.MaxDuration)
-	case err != nil:
-		return AudioUploaded{}, fmt.Errorf("inspect upload: %w", err)
+	info, err := cmd.Check(&fields)
+	if err != nil {
+		return AudioUploaded{}, err
 	}
 	if err := fields.Err(); err != nil {
 		return AudioUploaded{}, err

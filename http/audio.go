@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 
@@ -54,13 +55,19 @@ func (s *Server) uploadAudio(c *call) error {
 	}
 	defer upload.Close()
 	details := audio.Details{Name: upload.fields["name"], Description: upload.fields["description"], Category: upload.fields["category"]}
-	if upload.file == nil {
+	cmd := commands.UploadAudio{Caller: caller, Details: details, Size: upload.size, SHA256: upload.sha256}
+	if upload.file != nil {
+		cmd.File = upload.file
+	}
+	if !upload.given["file"] && !upload.cut {
 		upload.failed.Add("file", fault.MissingField, "Give the audio file in the part named file.")
 	}
-	if err := upload.err(details.Check); err != nil {
+	var unread error
+	err = upload.err(func(fields *fault.Fields) { _, unread = cmd.Check(fields) })
+	if err := cmp.Or(unread, err); err != nil {
 		return err
 	}
-	made, err := s.commands.UploadAudio.Handle(c.ctx(), commands.UploadAudio{Caller: caller, Details: details, File: upload.file, Size: upload.size, SHA256: upload.sha256})
+	made, err := s.commands.UploadAudio.Handle(c.ctx(), cmd)
 	if err != nil {
 		return err
 	}

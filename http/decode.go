@@ -168,8 +168,10 @@ func (o *object) check(values func(*fault.Fields)) { merge(o.failed, values) }
 func merge(failed *fault.Fields, check func(*fault.Fields)) {
 	var found fault.Fields
 	check(&found)
-	for _, f := range found[:min(len(found), maxReportedFields)] {
-		if !hasFailed(*failed, f.Param) {
+	before := (*failed)[:len(*failed):len(*failed)]
+	for _, f := range found {
+		again := slices.ContainsFunc(*failed, func(other fault.Field) bool { return other.Param == f.Param })
+		if !again && !hasFailed(before, f.Param) && len(*failed) < fault.MaxFields {
 			*failed = append(*failed, f)
 		}
 	}
@@ -189,11 +191,10 @@ func (o *object) err(checks ...func(*fault.Fields)) error {
 	return o.failed.Err()
 }
 
-// hasFailed reports whether a field, or one around or inside it, has failed already.
+// hasFailed reports whether a field, or one around it, has failed already.
 func hasFailed(failed fault.Fields, param string) bool {
 	return slices.ContainsFunc(failed, func(f fault.Field) bool {
-		return f.Param == param || strings.HasPrefix(param, f.Param+".") || strings.HasPrefix(param, f.Param+"[") ||
-			strings.HasPrefix(f.Param, param+".") || strings.HasPrefix(f.Param, param+"[")
+		return f.Param == param || strings.HasPrefix(param, f.Param+".") || strings.HasPrefix(param, f.Param+"[")
 	})
 }
 
@@ -209,7 +210,7 @@ func (o *object) refuseUnknown() {
 
 func (o *object) fail(name string, code fault.Code, format string, args ...any) {
 	again := slices.ContainsFunc(*o.failed, func(f fault.Field) bool { return f.Param == o.path+name })
-	if !again && len(*o.failed) < maxReportedFields {
+	if !again {
 		o.failed.Add(o.path+name, code, format, args...)
 	}
 }
@@ -328,7 +329,8 @@ func (o *object) items(name, kind string, most int) []json.RawMessage {
 	return items
 }
 
-// texts reads an array of strings; nil if it is not given, and not nil if it is given and empty.
+// texts reads an array of strings; nil if it is not given, and not nil if it is given and empty. In the place of an item that is none is "", so that what is told
+// of the others has their index.
 func (o *object) texts(name string) []string {
 	items := o.items(name, "strings", maxTexts)
 	if items == nil {
@@ -339,7 +341,7 @@ func (o *object) texts(name string) []string {
 		var s string
 		if string(item) == "null" || json.Unmarshal(item, &s) != nil {
 			o.fail(fmt.Sprintf("%s[%d]", name, i), fault.InvalidFormat, "%s[%d] must be a string.", o.path+name, i)
-			continue
+			s = ""
 		}
 		all = append(all, s)
 	}

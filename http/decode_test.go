@@ -24,7 +24,7 @@ func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
 	o, err := parseObject([]byte(`{"name": 7, "twice": 1, "tags": ["a", 1], "channel": {"type": false, "odd": 1}, "all": "yes", "repeat": 1.5, "at": "tomorrow", "twice": 2, "extra": 1}`))
 	require.NoError(t, err)
 	require.Empty(t, o.text("name"))
-	require.Equal(t, []string{"a"}, o.texts("tags"))
+	require.Equal(t, []string{"a", ""}, o.texts("tags"))
 	channel := o.object("channel")
 	channel.text("type")
 	channel.refuseUnknown()
@@ -35,6 +35,10 @@ func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
 	told, ok := errors.AsType[*fault.Error](o.err(func(fields *fault.Fields) {
 		fields.Add("name", fault.MissingField, "name is missing") // has failed already for what is really wrong with it
 		fields.Add("volume", fault.OutOfRange, "volume is too high")
+		fields.Add("tags", fault.OutOfRange, "there are too many tags")
+		fields.Add("tags[0]", fault.OutOfRange, "tags[0] is too short")
+		fields.Add("tags[1]", fault.OutOfRange, "tags[1] is too short") // has failed already too
+		fields.Add("channel.url", fault.OutOfRange, "the url is too short")
 	}))
 	require.True(t, ok)
 	failed := map[string]fault.Code{}
@@ -43,7 +47,7 @@ func TestAllFailingFieldsAreToldAtOnce(t *testing.T) {
 		failed[f.Param] = f.Code
 	}
 	require.Equal(t, map[string]fault.Code{
-		"name": fault.InvalidFormat, "tags[1]": fault.InvalidFormat, "channel.type": fault.InvalidFormat, "channel.odd": fault.InvalidFormat,
+		"name": fault.InvalidFormat, "tags": fault.OutOfRange, "tags[0]": fault.OutOfRange, "tags[1]": fault.InvalidFormat, "channel.url": fault.OutOfRange, "channel.type": fault.InvalidFormat, "channel.odd": fault.InvalidFormat,
 		"all": fault.InvalidFormat, "repeat": fault.InvalidFormat, "at": fault.InvalidFormat, "volume": fault.OutOfRange, "extra": fault.InvalidFormat, "twice": fault.InvalidFormat,
 	}, failed)
 }

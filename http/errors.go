@@ -18,8 +18,6 @@ import (
 const (
 	// unavailableRetry is what callers are told to wait when a dependency is away and nothing better is known.
 	unavailableRetry = 2 * time.Second
-	// maxReportedFields bounds the failing fields that one answer lists.
-	maxReportedFields = 100
 )
 
 // answer is how a code of the contract looks in HTTP.
@@ -127,7 +125,7 @@ func details(f *fault.Error) map[string]any {
 	for k, v := range f.Details {
 		all[k] = v
 	}
-	all["fields"] = f.Fields[:min(len(f.Fields), maxReportedFields)]
+	all["fields"] = f.Fields[:min(len(f.Fields), fault.MaxFields)]
 	return all
 }
 

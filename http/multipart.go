@@ -34,6 +34,8 @@ type form struct {
 	failed  fault.Fields
 	folder  string
 	fileMax int64
+	// tooLarge says that the file has more bytes than it may; cut, that there is so much more of it that what follows was not read.
+	tooLarge, cut bool
 }
 
 // formShape says what a form may hold.
@@ -80,7 +82,7 @@ func (f *form) read(h http.Header, body io.Reader, shape formShape) error {
 		if n == maxFormParts {
 			return fault.New(fault.OutOfRange, "The form has more than %d parts.", maxFormParts)
 		}
-		if err := f.readPart(part, shape); err != nil {
+		if err := f.readPart(part, shape); err != nil || f.cut {
 			return err
 		}
 	}
@@ -153,12 +155,26 @@ func (f *form) spool(part *multipart.Part, name string) error {
 	case err != nil:
 		return errBrokenForm
 	case f.size > f.fileMax:
-		return bodyTooLarge(name, f.fileMax)
+		return f.refuseFile(part, name)
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("spool an upload: %w", err)
 	}
 	f.sha256 = hex.EncodeToString(hash.Sum(nil))
+	return nil
+}
+
+// refuseFile notes that the file is too large, before all else that is wrong, and passes over the rest of it, within bounds.
+func (f *form) refuseFile(part *multipart.Part, name string) error {
+	f.Close()
+	f.file, f.size, f.tooLarge = nil, 0, true
+	f.failed = slices.Insert(f.failed, 0, bodyTooLarge(name, f.fileMax).Fields...)
+	switch _, err := io.CopyN(io.Discard, part, maxDrainBytes); {
+	case err == nil:
+		f.cut = true
+	case !errors.Is(err, io.EOF):
+		return errBrokenForm
+	}
 	return nil
 }
 
@@ -201,8 +217,17 @@ func (f *form) err(check func(*fault.Fields)) error {
 	if len(f.failed) == 0 {
 		return nil
 	}
-	merge(&f.failed, check)
-	return f.failed.Err()
+	merge(&f.failed, func(fields *fault.Fields) {
+		check(fields)
+		if f.cut { // what was not read may have been there
+			*fields = slices.DeleteFunc(*fields, func(found fault.Field) bool { return !f.given[found.Param] })
+		}
+	})
+	err := f.failed.Err()
+	if told, ok := errors.AsType[*fault.Error](err); ok && f.tooLarge {
+		told.Status = http.StatusRequestEntityTooLarge
+	}
+	return err
 }
 
 // Close gives the file's space back.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -63,9 +64,21 @@ func TestAFormTellsAllItsFields(t *testing.T) {
 }
 
 func TestAFormHasBounds(t *testing.T) {
-	_, err := readTestForm(t, multipartBody("file", "x", "123456"), 5)
-	require.Equal(t, fault.OutOfRange, fault.CodeOf(err))
-	f, err := readTestForm(t, multipartBody("name", "", strings.Repeat("n", maxFormFieldBytes+1), "file", "x", "12345"), 5)
+	f, err := readTestForm(t, multipartBody("odd", "", "1", "file", "x", "123456", "name", "", "after it"), 5)
+	require.NoError(t, err)
+	require.Equal(t, "after it", f.fields["name"])
+	told, ok := errors.AsType[*fault.Error](f.err(func(fields *fault.Fields) { fields.Add("category", fault.MissingField, "there is none") }))
+	require.True(t, ok)
+	require.Equal(t, fault.OutOfRange, told.Code)
+	require.Equal(t, http.StatusRequestEntityTooLarge, told.Status)
+	require.Len(t, told.Fields, 3)
+	f, err = readTestForm(t, multipartBody("odd", "", "1", "file", "x", strings.Repeat("x", maxDrainBytes+6), "name", "", "after it"), 5)
+	require.NoError(t, err)
+	told, ok = errors.AsType[*fault.Error](f.err(func(fields *fault.Fields) { fields.Add("name", fault.MissingField, "there is none") }))
+	require.True(t, ok)
+	require.Equal(t, http.StatusRequestEntityTooLarge, told.Status)
+	require.Len(t, told.Fields, 2, "what follows so large a file is not read, and not said to be missing")
+	f, err = readTestForm(t, multipartBody("name", "", strings.Repeat("n", maxFormFieldBytes+1), "file", "x", "12345"), 5)
 	require.NoError(t, err)
 	require.Equal(t, fault.OutOfRange, f.failed[0].Code)
 	var many []string
@@ -102,7 +115,7 @@ func FuzzReadForm(f *testing.F) {
 		}
 		defer read.Close()
 		require.LessOrEqual(t, read.size, int64(16))
-		if read.given["file"] {
+		if read.given["file"] && !read.tooLarge {
 			content, err := io.ReadAll(read.file)
 			require.NoError(t, err)
 			require.Len(t, content, int(read.size))

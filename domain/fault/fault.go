@@ -75,11 +75,17 @@ func CodeOf(err error) Code {
 	return Internal
 }
 
+// MaxFields bounds the failing fields that are told of one request: an array has room for a hundred thousand.
+const MaxFields = 100
+
 // Fields collects the failing fields of a request, so that all of them are told at once.
 type Fields []Field
 
-// Add notes one failing field.
+// Add notes one failing field, up to MaxFields of them.
 func (f *Fields) Add(param string, code Code, format string, args ...any) {
+	if len(*f) >= MaxFields {
+		return
+	}
 	*f = append(*f, Field{Param: param, Code: code, Message: fmt.Sprintf(format, args...)})
 }
 

@@ -209,10 +209,12 @@ func (d Details) Check(fields *fault.Fields) {
 	if len(d.Tags) > maxTags {
 		fields.Add("tags", fault.OutOfRange, "A location has at most %d tags.", maxTags)
 	}
-	for _, tag := range d.Tags {
-		if n := utf8.RuneCountInString(tag); n == 0 || n > maxTagRunes || strings.ContainsRune(tag, 0) {
-			fields.Add("tags", fault.OutOfRange, "A tag has 1 to %d characters.", maxTagRunes)
-			break
+	for i, tag := range d.Tags {
+		param := fmt.Sprintf("tags[%d]", i)
+		if n := utf8.RuneCountInString(tag); n == 0 || n > maxTagRunes {
+			fields.Add(param, fault.OutOfRange, "%s must have 1 to %d characters.", param, maxTagRunes)
+		} else if strings.ContainsRune(tag, 0) {
+			fields.Add(param, fault.InvalidFormat, "%s has a NUL character; leave it out.", param)
 		}
 	}
 	switch d.Channel.Type {

@@ -332,10 +332,10 @@ func TestDetails(t *testing.T) {
 		"a name with a NUL":              {location.Details{Name: "a\x00b"}, bad("name", fault.InvalidFormat)},
 		"50 tags":                        {details: location.Details{Name: "a", Tags: tags(50)}},
 		"51 tags":                        {location.Details{Name: "a", Tags: tags(51)}, bad("tags", fault.OutOfRange)},
-		"an empty tag":                   {location.Details{Name: "a", Tags: []string{"north", ""}}, bad("tags", fault.OutOfRange)},
+		"each tag that is wrong":         {location.Details{Name: "a", Tags: []string{"", "north", ""}}, append(bad("tags[0]", fault.OutOfRange), bad("tags[2]", fault.OutOfRange)...)},
 		"a tag of 64":                    {details: location.Details{Name: "a", Tags: []string{strings.Repeat("é", 64)}}},
-		"a tag of 65":                    {location.Details{Name: "a", Tags: []string{strings.Repeat("é", 65)}}, bad("tags", fault.OutOfRange)},
-		"a tag with a NUL":               {location.Details{Name: "a", Tags: []string{"\x00"}}, bad("tags", fault.OutOfRange)},
+		"a tag of 65":                    {location.Details{Name: "a", Tags: []string{strings.Repeat("é", 65)}}, bad("tags[0]", fault.OutOfRange)},
+		"a tag with a NUL":               {location.Details{Name: "a", Tags: []string{"\x00"}}, bad("tags[0]", fault.InvalidFormat)},
 		"UTC":                            {details: zone("UTC")},
 		"a zone":                         {details: zone("America/Argentina/Buenos_Aires")},
 		"a zone's other name":            {details: zone("Asia/Calcutta")},
@@ -378,7 +378,7 @@ func TestDetails(t *testing.T) {
 		"an endpoint without a type":     {channel("", "https://radio.example/in"), bad("channel.url", fault.InvalidFormat)},
 		"a channel of another type":      {channel("fax", ""), bad("channel.type", fault.OutOfRange)},
 		"everything wrong": {location.Details{Timezone: "Nowhere", Tags: []string{""}, Channel: location.Channel{Type: "fax"}}, []eventtest.Field{
-			{Param: "name", Code: fault.MissingField}, {Param: "timezone", Code: fault.OutOfRange}, {Param: "tags", Code: fault.OutOfRange}, {Param: "channel.type", Code: fault.OutOfRange}}},
+			{Param: "name", Code: fault.MissingField}, {Param: "timezone", Code: fault.OutOfRange}, {Param: "tags[0]", Code: fault.OutOfRange}, {Param: "channel.type", Code: fault.OutOfRange}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -65,17 +65,16 @@ func (t Terms) Check(fields *fault.Fields) {
 	if utf8.RuneCountInString(t.Name) > maxNameRunes {
 		fields.Add("name", fault.OutOfRange, "The name has at most %d characters.", maxNameRunes)
 	}
-	for _, p := range t.Permissions {
-		if !slices.Contains(Permissions, p) {
-			fields.Add("permissions", fault.OutOfRange, "There is no permission %q; choose from %s.", p, strings.Join(Permissions, ", "))
-			break
-		}
+	if t.ExpiresIn != nil && (*t.ExpiresIn < time.Second || *t.ExpiresIn > MaxLifetime) {
+		fields.Add("expiresIn", fault.OutOfRange, "expiresIn is between 1 and %d seconds.", int64(MaxLifetime.Seconds()))
 	}
 	if t.Permissions != nil && len(t.Permissions) == 0 {
 		fields.Add("permissions", fault.OutOfRange, "Ask for one permission at least, or leave the field out for all.")
 	}
-	if t.ExpiresIn != nil && (*t.ExpiresIn < time.Second || *t.ExpiresIn > MaxLifetime) {
-		fields.Add("expiresIn", fault.OutOfRange, "expiresIn is between 1 and %d seconds.", int64(MaxLifetime.Seconds()))
+	for i, p := range t.Permissions {
+		if !slices.Contains(Permissions, p) {
+			fields.Add(fmt.Sprintf("permissions[%d]", i), fault.OutOfRange, "There is no permission %q; choose from %s.", p, strings.Join(Permissions, ", "))
+		}
 	}
 }
 
