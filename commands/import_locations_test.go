@@ -30,7 +30,7 @@ func TestAnImportTellsWhatBecameOfEachRow(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, replayed)
 	require.Equal(t, []string{"created", "updated", "updated", "created", "failed", "failed", "failed", "failed"}, statuses(results))
-	for i, want := range map[int]fault.Code{4: fault.AlreadyExists, 5: fault.InvalidFormat, 6: fault.MissingField, 7: fault.OutOfRange} {
+	for i, want := range map[int]fault.Code{4: fault.AlreadyExists, 5: fault.InvalidFormat, 6: fault.MissingField, 7: fault.InvalidFormat} {
 		require.Equal(t, want, results[i].Err.Code)
 		require.NotEmpty(t, results[i].Err.Param)
 	}

@@ -47,7 +47,7 @@ func (h IssueTokenHandler) Handle(ctx context.Context, cmd IssueToken) (TokenIss
 	if cmd.Environment != "" {
 		parsed, ok := event.ParseEnvironment(cmd.Environment)
 		if !ok {
-			fields.Add("environment", fault.OutOfRange, "The environment is live or test.")
+			fields.Add("environment", fault.InvalidFormat, "The environment is live or test.")
 		}
 		env = parsed
 	}

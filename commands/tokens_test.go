@@ -155,7 +155,7 @@ func TestTokensAreWhatWasAskedFor(t *testing.T) {
 	require.WithinDuration(t, time.Now().Add(time.Hour), *made.ExpiresAt, commandstest.Patience)
 
 	_, err = ask(commands.IssueToken{Environment: "staging", Permissions: []string{"root"}, ExpiresIn: new(time.Nanosecond)})
-	require.Len(t, refused(t, err, fault.OutOfRange).Fields, 3, "all that is wrong is told at once")
+	require.Len(t, refused(t, err, fault.InvalidFormat).Fields, 3, "all that is wrong is told at once")
 	_, err = p.Commands.IssueToken.Handle(t.Context(), commands.IssueToken{CompanyToken: "comp_wrong", Environment: "staging"})
 	refused(t, err, fault.InvalidToken) // and nothing of the rest
 }

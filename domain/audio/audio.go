@@ -85,7 +85,7 @@ func (d Details) Check(fields *fault.Fields) {
 		fields.Add("description", fault.InvalidFormat, "The description is UTF-8 text.")
 	}
 	if d.Category != "" && !slices.Contains(Categories, d.Category) {
-		fields.Add("category", fault.OutOfRange, "The category is one of %s.", strings.Join(Categories, ", "))
+		fields.Add("category", fault.InvalidFormat, "The category is one of %s.", strings.Join(Categories, ", "))
 	}
 }
 

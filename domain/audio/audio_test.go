@@ -178,8 +178,8 @@ func TestDetails(t *testing.T) {
 		"announcement":             {details: audio.Details{Name: "a", Category: "announcement"}},
 		"promotion":                {details: audio.Details{Name: "a", Category: "promotion"}},
 		"emergency":                {details: audio.Details{Name: "a", Category: "emergency"}},
-		"another category":         {audio.Details{Name: "a", Category: "music"}, bad("category", fault.OutOfRange)},
-		"a category in capitals":   {audio.Details{Name: "a", Category: "Emergency"}, bad("category", fault.OutOfRange)},
+		"another category":         {audio.Details{Name: "a", Category: "music"}, bad("category", fault.InvalidFormat)},
+		"a category in capitals":   {audio.Details{Name: "a", Category: "Emergency"}, bad("category", fault.InvalidFormat)},
 		"no name":                  {audio.Details{}, bad("name", fault.MissingField)},
 		"a name of spaces":         {audio.Details{Name: "  "}, bad("name", fault.MissingField)},
 		"a name of 200":            {details: audio.Details{Name: strings.Repeat("é", 200)}},
@@ -191,7 +191,7 @@ func TestDetails(t *testing.T) {
 		"a description of bytes":   {audio.Details{Name: "a", Description: "\xff"}, bad("description", fault.InvalidFormat)},
 		"a description with a NUL": {audio.Details{Name: "a", Description: "\x00"}, bad("description", fault.InvalidFormat)},
 		"everything wrong": {audio.Details{Description: "\xff", Category: "x"}, []eventtest.Field{
-			{Param: "name", Code: fault.MissingField}, {Param: "description", Code: fault.InvalidFormat}, {Param: "category", Code: fault.OutOfRange}}},
+			{Param: "name", Code: fault.MissingField}, {Param: "description", Code: fault.InvalidFormat}, {Param: "category", Code: fault.InvalidFormat}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

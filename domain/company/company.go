@@ -92,7 +92,7 @@ func Register(id, name, plan, prefix, tokenHash string, plans Plans) (Registered
 		plan = Standard
 	}
 	if _, ok := plans[plan]; !ok {
-		fields.Add("plan", fault.OutOfRange, "There is no plan %q; choose one of %s.", plan, strings.Join(plans.Names(), ", "))
+		fields.Add("plan", fault.InvalidFormat, "There is no plan %q; choose one of %s.", plan, strings.Join(plans.Names(), ", "))
 	}
 	if prefix == "" {
 		prefix = DefaultPrefix
@@ -120,7 +120,7 @@ func (c Company) ChangePlan(plan string, plans Plans) ([]event.Payload, error) {
 		return nil, notFound()
 	}
 	if _, ok := plans[plan]; !ok {
-		return nil, fault.ForField("plan", fault.OutOfRange, "There is no plan %q; choose one of %s.", plan, strings.Join(plans.Names(), ", "))
+		return nil, fault.ForField("plan", fault.InvalidFormat, "There is no plan %q; choose one of %s.", plan, strings.Join(plans.Names(), ", "))
 	}
 	if plan == c.Plan {
 		return nil, nil

@@ -46,7 +46,7 @@ func TestRegisterRefuses(t *testing.T) {
 		"no name":                     {"", "", "", fault.MissingField, "name"},
 		"a name of spaces":            {" \t ", "", "", fault.MissingField, "name"},
 		"a long name":                 {strings.Repeat("é", 201), "", "", fault.OutOfRange, "name"},
-		"a plan that there is not":    {"Radio", "gold", "", fault.OutOfRange, "plan"},
+		"a plan that there is not":    {"Radio", "gold", "", fault.InvalidFormat, "plan"},
 		"a prefix of one letter":      {"Radio", "", "m", fault.OutOfRange, "prefix"},
 		"a prefix of 11":              {"Radio", "", "abcdefghijk", fault.OutOfRange, "prefix"},
 		"a prefix with an underline":  {"Radio", "", "m_k", fault.OutOfRange, "prefix"},
@@ -69,7 +69,7 @@ func TestRegisterTellsEveryFailingField(t *testing.T) {
 	_, err := company.Register("co_one", "", "gold", "M", "hash", plans)
 	var refused *fault.Error
 	require.ErrorAs(t, err, &refused)
-	eventtest.Failing(t, refused.Fields, eventtest.Field{Param: "name", Code: fault.MissingField}, eventtest.Field{Param: "plan", Code: fault.OutOfRange},
+	eventtest.Failing(t, refused.Fields, eventtest.Field{Param: "name", Code: fault.MissingField}, eventtest.Field{Param: "plan", Code: fault.InvalidFormat},
 		eventtest.Field{Param: "prefix", Code: fault.OutOfRange})
 }
 
@@ -104,7 +104,7 @@ func TestChangePlan(t *testing.T) {
 		"back again":                  {given: []event.Payload{registered, onPlus}, plan: "standard", want: []event.Payload{company.PlanChanged{CompanyID: "co_one", Plan: "standard"}}},
 		"of a suspended company":      {given: []event.Payload{registered, suspended}, plan: "plus", want: []event.Payload{onPlus}},
 		"to where it is":              {given: []event.Payload{registered, onPlus}, plan: "plus"},
-		"to one that there is not":    {given: []event.Payload{registered}, plan: "gold", code: fault.OutOfRange, param: "plan"},
+		"to one that there is not":    {given: []event.Payload{registered}, plan: "gold", code: fault.InvalidFormat, param: "plan"},
 		"of a company that is not so": {plan: "plus", code: fault.NotFound},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -137,7 +137,7 @@ func (d Delivery) Report(ref Ref, status string, at time.Time, reason string) ([
 	case "":
 		return nil, fault.ForField("status", fault.MissingField, "Give the status: delivered, playing, played or failed.")
 	default:
-		return nil, fault.ForField("status", fault.OutOfRange, "The status is delivered, playing, played or failed.")
+		return nil, fault.ForField("status", fault.InvalidFormat, "The status is delivered, playing, played or failed.")
 	}
 	if d.Status().Ended() || Status(status).rank() <= d.Status().rank() {
 		return nil, nil

@@ -97,7 +97,7 @@ func TestReportRefuses(t *testing.T) {
 	for _, s := range states {
 		for _, status := range []string{"queued", "expired", "cancelled", "Played", "played ", "\x00"} {
 			_, err := load(s.given...).Report(ref, status, at, "")
-			eventtest.Refused(t, err, fault.OutOfRange, "status")
+			eventtest.Refused(t, err, fault.InvalidFormat, "status")
 		}
 		_, err := load(s.given...).Report(ref, "", at, "")
 		eventtest.Refused(t, err, fault.MissingField, "status")

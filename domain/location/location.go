@@ -203,7 +203,7 @@ func (d Details) Check(fields *fault.Fields) {
 	}
 	if d.Timezone != "" {
 		if _, err := time.LoadLocation(d.Timezone); err != nil || ofTheHost(d.Timezone) {
-			fields.Add("timezone", fault.OutOfRange, "%q is not an IANA time zone such as Europe/Berlin.", d.Timezone)
+			fields.Add("timezone", fault.InvalidFormat, "%q is not an IANA time zone such as Europe/Berlin.", d.Timezone)
 		}
 	}
 	if len(d.Tags) > maxTags {
@@ -232,7 +232,7 @@ func (d Details) Check(fields *fault.Fields) {
 			fields.Add("channel.url", fault.InvalidFormat, "The url is an absolute http or https URL of at most %d bytes.", maxURLBytes)
 		}
 	default:
-		fields.Add("channel.type", fault.OutOfRange, "The channel's type is player or http.")
+		fields.Add("channel.type", fault.InvalidFormat, "The channel's type is player or http.")
 		switch {
 		case d.Secret == "":
 		case len(d.Secret) < minSecret || len(d.Secret) > maxSecret:

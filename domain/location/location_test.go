@@ -339,18 +339,18 @@ func TestDetails(t *testing.T) {
 		"UTC":                            {details: zone("UTC")},
 		"a zone":                         {details: zone("America/Argentina/Buenos_Aires")},
 		"a zone's other name":            {details: zone("Asia/Calcutta")},
-		"no zone":                        {zone("Europe/Atlantis"), bad("timezone", fault.OutOfRange)},
-		"an offset":                      {zone("+02:00"), bad("timezone", fault.OutOfRange)},
-		"an abbreviation":                {zone("CEST"), bad("timezone", fault.OutOfRange)},
-		"a path":                         {zone("../Europe/Berlin"), bad("timezone", fault.OutOfRange)},
-		"a path from the root":           {zone("/etc/localtime"), bad("timezone", fault.OutOfRange)},
-		"a folder":                       {zone("Europe"), bad("timezone", fault.OutOfRange)},
-		"another file of the database":   {zone("leapseconds"), bad("timezone", fault.OutOfRange)},
-		"the server's zone, as Go says":  {zone("Local"), bad("timezone", fault.OutOfRange)},
-		"the server's zone, by its file": {zone("localtime"), bad("timezone", fault.OutOfRange)},
-		"the server's default rules":     {zone("posixrules"), bad("timezone", fault.OutOfRange)},
-		"a zone with leap seconds":       {zone("right/Europe/Berlin"), bad("timezone", fault.OutOfRange)},
-		"a zone of some servers":         {zone("posix/Europe/Berlin"), bad("timezone", fault.OutOfRange)},
+		"no zone":                        {zone("Europe/Atlantis"), bad("timezone", fault.InvalidFormat)},
+		"an offset":                      {zone("+02:00"), bad("timezone", fault.InvalidFormat)},
+		"an abbreviation":                {zone("CEST"), bad("timezone", fault.InvalidFormat)},
+		"a path":                         {zone("../Europe/Berlin"), bad("timezone", fault.InvalidFormat)},
+		"a path from the root":           {zone("/etc/localtime"), bad("timezone", fault.InvalidFormat)},
+		"a folder":                       {zone("Europe"), bad("timezone", fault.InvalidFormat)},
+		"another file of the database":   {zone("leapseconds"), bad("timezone", fault.InvalidFormat)},
+		"the server's zone, as Go says":  {zone("Local"), bad("timezone", fault.InvalidFormat)},
+		"the server's zone, by its file": {zone("localtime"), bad("timezone", fault.InvalidFormat)},
+		"the server's default rules":     {zone("posixrules"), bad("timezone", fault.InvalidFormat)},
+		"a zone with leap seconds":       {zone("right/Europe/Berlin"), bad("timezone", fault.InvalidFormat)},
+		"a zone of some servers":         {zone("posix/Europe/Berlin"), bad("timezone", fault.InvalidFormat)},
 		"an endpoint":                    {details: channel("http", "https://radio.example:8443/in?store=1")},
 		"an endpoint without TLS":        {details: channel("http", "http://10.0.0.1/in")},
 		"the longest endpoint":           {details: channel("http", "https://radio.example/"+strings.Repeat("a", 2048-22))},
@@ -376,9 +376,9 @@ func TestDetails(t *testing.T) {
 		"a player with a secret":         {withSecret("player", "a secret"), bad("channel.secret", fault.InvalidFormat)},
 		"a player with an endpoint":      {channel("player", "https://radio.example/in"), bad("channel.url", fault.InvalidFormat)},
 		"an endpoint without a type":     {channel("", "https://radio.example/in"), bad("channel.url", fault.InvalidFormat)},
-		"a channel of another type":      {channel("fax", ""), bad("channel.type", fault.OutOfRange)},
+		"a channel of another type":      {channel("fax", ""), bad("channel.type", fault.InvalidFormat)},
 		"everything wrong": {location.Details{Timezone: "Nowhere", Tags: []string{""}, Channel: location.Channel{Type: "fax"}}, []eventtest.Field{
-			{Param: "name", Code: fault.MissingField}, {Param: "timezone", Code: fault.OutOfRange}, {Param: "tags[0]", Code: fault.OutOfRange}, {Param: "channel.type", Code: fault.OutOfRange}}},
+			{Param: "name", Code: fault.MissingField}, {Param: "timezone", Code: fault.InvalidFormat}, {Param: "tags[0]", Code: fault.OutOfRange}, {Param: "channel.type", Code: fault.InvalidFormat}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -452,7 +452,7 @@ func FuzzTimezone(f *testing.F) {
 		var fields fault.Fields
 		location.Details{Name: "a", Timezone: name}.Check(&fields)
 		if len(fields) > 0 {
-			eventtest.Failing(t, fields, eventtest.Field{Param: "timezone", Code: fault.OutOfRange})
+			eventtest.Failing(t, fields, eventtest.Field{Param: "timezone", Code: fault.InvalidFormat})
 			return
 		}
 		zone, err := time.LoadLocation(name)

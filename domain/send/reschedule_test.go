@@ -82,7 +82,7 @@ func TestReschedule(t *testing.T) {
 		"a time that is too far":                 {given: []event.Payload{fixed()}, change: send.Change{ScheduleAt: at(send.MaxAhead + 1)}, code: fault.OutOfRange, param: "scheduleAt"},
 		"a clock time that is over at one place": {given: []event.Payload{fixed()}, change: send.Change{LocalTime: "2026-03-01T09:30"}, code: fault.OutOfRange, param: "localTime"},
 		"no clock time":                          {given: []event.Payload{fixed()}, change: send.Change{LocalTime: "9:00"}, code: fault.InvalidFormat, param: "localTime"},
-		"no priority":                            {given: []event.Payload{fixed()}, change: send.Change{Priority: "loud"}, code: fault.OutOfRange, param: "priority"},
+		"no priority":                            {given: []event.Payload{fixed()}, change: send.Change{Priority: "loud"}, code: fault.InvalidFormat, param: "priority"},
 		"never":                                  {given: []event.Payload{fixed()}, change: send.Change{Repeat: number(0)}, code: fault.OutOfRange, param: "repeat"},
 		"too loud":                               {given: []event.Payload{fixed()}, change: send.Change{Volume: number(101)}, code: fault.OutOfRange, param: "volume"},
 		"expired at once":                        {given: []event.Payload{fixed()}, change: send.Change{ExpiresIn: seconds(0)}, code: fault.OutOfRange, param: "expiresIn"},

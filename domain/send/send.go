@@ -95,7 +95,7 @@ func (r Request) Check(now time.Time, fields *fault.Fields) {
 // checkHow notes what is wrong with all but the targets.
 func (r Request) checkHow(now time.Time, fields *fault.Fields) {
 	if r.Priority != "" && !slices.Contains(Priorities, r.Priority) {
-		fields.Add("priority", fault.OutOfRange, "The priority is one of %s.", strings.Join(Priorities, ", "))
+		fields.Add("priority", fault.InvalidFormat, "The priority is one of %s.", strings.Join(Priorities, ", "))
 	}
 	if r.Repeat != nil && (*r.Repeat < 1 || *r.Repeat > MaxRepeat) {
 		fields.Add("repeat", fault.OutOfRange, "repeat is 1 to %d.", MaxRepeat)

@@ -554,7 +554,7 @@ func TestRequest(t *testing.T) {
 		"low":                     {request: send.Request{Priority: "low"}},
 		"normal":                  {request: send.Request{Priority: "normal"}},
 		"high":                    {request: send.Request{Priority: "high"}},
-		"another priority":        {send.Request{Priority: "URGENT"}, bad("priority", fault.OutOfRange)},
+		"another priority":        {send.Request{Priority: "URGENT"}, bad("priority", fault.InvalidFormat)},
 		"never":                   {send.Request{Repeat: number(0)}, bad("repeat", fault.OutOfRange)},
 		"eleven times":            {send.Request{Repeat: number(11)}, bad("repeat", fault.OutOfRange)},
 		"full volume":             {request: send.Request{Volume: number(100)}},
@@ -577,7 +577,7 @@ func TestRequest(t *testing.T) {
 		"at an hour that is not":  {send.Request{LocalTime: "2026-12-24T24:00"}, bad("localTime", fault.InvalidFormat)},
 		"on a day":                {send.Request{LocalTime: "2026-12-24"}, bad("localTime", fault.InvalidFormat)},
 		"everything wrong": {send.Request{ScheduleAt: at(0), LocalTime: "soon", Priority: "x", Repeat: number(-1), Volume: number(1_000), ExpiresIn: seconds(-1)}, []eventtest.Field{
-			{Param: "priority", Code: fault.OutOfRange}, {Param: "repeat", Code: fault.OutOfRange}, {Param: "volume", Code: fault.OutOfRange}, {Param: "expiresIn", Code: fault.OutOfRange},
+			{Param: "priority", Code: fault.InvalidFormat}, {Param: "repeat", Code: fault.OutOfRange}, {Param: "volume", Code: fault.OutOfRange}, {Param: "expiresIn", Code: fault.OutOfRange},
 			{Param: "localTime", Code: fault.InvalidFormat}, {Param: "scheduleAt", Code: fault.OutOfRange}, {Param: "localTime", Code: fault.InvalidFormat}}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -73,7 +73,7 @@ func (t Terms) Check(fields *fault.Fields) {
 	}
 	for i, p := range t.Permissions {
 		if !slices.Contains(Permissions, p) {
-			fields.Add(fmt.Sprintf("permissions[%d]", i), fault.OutOfRange, "There is no permission %q; choose from %s.", p, strings.Join(Permissions, ", "))
+			fields.Add(fmt.Sprintf("permissions[%d]", i), fault.InvalidFormat, "There is no permission %q; choose from %s.", p, strings.Join(Permissions, ", "))
 		}
 	}
 }

@@ -71,10 +71,10 @@ func TestTerms(t *testing.T) {
 		"no life":                 {token.Terms{ExpiresIn: lifetime(0)}, []eventtest.Field{{Param: "expiresIn", Code: fault.OutOfRange}}},
 		"a life in the past":      {token.Terms{ExpiresIn: lifetime(-time.Hour)}, []eventtest.Field{{Param: "expiresIn", Code: fault.OutOfRange}}},
 		"an empty list":           {token.Terms{Permissions: []string{}}, []eventtest.Field{{Param: "permissions", Code: fault.OutOfRange}}},
-		"an unknown permission":   {token.Terms{Permissions: []string{"audio.read", "audio.sing"}}, []eventtest.Field{{Param: "permissions[1]", Code: fault.OutOfRange}}},
-		"unknown permissions":     {token.Terms{Permissions: []string{"a", "audio.read", "b"}}, []eventtest.Field{{Param: "permissions[0]", Code: fault.OutOfRange}, {Param: "permissions[2]", Code: fault.OutOfRange}}},
+		"an unknown permission":   {token.Terms{Permissions: []string{"audio.read", "audio.sing"}}, []eventtest.Field{{Param: "permissions[1]", Code: fault.InvalidFormat}}},
+		"unknown permissions":     {token.Terms{Permissions: []string{"a", "audio.read", "b"}}, []eventtest.Field{{Param: "permissions[0]", Code: fault.InvalidFormat}, {Param: "permissions[2]", Code: fault.InvalidFormat}}},
 		"everything wrong": {token.Terms{Name: strings.Repeat("é", 201), Permissions: []string{""}, ExpiresIn: lifetime(0)},
-			[]eventtest.Field{{Param: "name", Code: fault.OutOfRange}, {Param: "expiresIn", Code: fault.OutOfRange}, {Param: "permissions[0]", Code: fault.OutOfRange}}},
+			[]eventtest.Field{{Param: "name", Code: fault.OutOfRange}, {Param: "expiresIn", Code: fault.OutOfRange}, {Param: "permissions[0]", Code: fault.InvalidFormat}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
