@@ -17,6 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/musique/musique/domain/send"
 )
 
 const (
@@ -26,12 +28,14 @@ const (
 	benchTurns = 4
 	// contentionSamples is the share of waits for locks that a profile holds: one in so many.
 	contentionSamples = 5
+	// defaultCrowd is how many players are connected at once unless it is said.
+	defaultCrowd = 10_000
 )
 
 // benchFigure is one measurement and its baseline, from the same run and the same disk.
 type benchFigure struct {
 	Name     string  `json:"name"`
-	Unit     string  `json:"unit"` // "/s", of which more is better, or "ms", of which less is
+	Unit     string  `json:"unit"` // "/s", of which more is better, or "ms", "KB" (1,024 bytes) or "MB" (1,024 KB), of which less is
 	Value    float64 `json:"value"`
 	Baseline float64 `json:"baseline"`
 	// Ratio is Value in parts of Baseline.
@@ -62,17 +66,23 @@ type bench struct {
 	duration time.Duration
 	rate     float64
 	profiles string
+	// locations is to how many a broadcast goes, and players how many are connected at once.
+	locations, players int
 }
 
 // benchmarks are the measurements by name, in the order of the report.
 var benchmarks = []struct {
 	name string
 	run  func(*bench, context.Context) ([]benchFigure, error)
+	// furnishes says that it needs much before it begins, and writes its profiles without that.
+	furnishes bool
 }{
-	{"append", (*bench).appends},
-	{"send", (*bench).sends},
-	{"latency", (*bench).latency},
-	{"read", (*bench).reads},
+	{"append", (*bench).appends, false},
+	{"send", (*bench).sends, false},
+	{"latency", (*bench).latency, false},
+	{"read", (*bench).reads, false},
+	{"broadcast", (*bench).broadcasts, true},
+	{"players", (*bench).crowd, true},
 }
 
 func newBench() *cobra.Command {
@@ -92,6 +102,10 @@ is removed at the end, and nothing that runs or lies elsewhere is touched.
            the baseline is one append to a file with its fsync, one way through Kafka and one commit in PostgreSQL, bare and one after the other
   read     lists of audio, and tests of a token, answered per second from 64 callers with one token over HTTP;
            the baseline is a bare net/http handler that does one indexed query with pgx, and checks, counts and notes nothing
+  broadcast  one send to all of --locations over HTTP: time until it is accepted, and until it is in all inboxes, and the memory of this process, which
+           all embedded parts but PostgreSQL are in; the baseline appends the same events in the same sizes by the official client, and copies the same rows
+  players  --players connected at once from a process of their own: what each costs this process, how long connecting all takes, and the time from a
+           send to all of them to its arrival; the baseline is a bare net/http server with as many event streams, which writes one event to all
 
 A baseline is measured by turns with what it stands beside. A ratio is the figure in parts of its baseline. A time is 0 where the
 player was faster than the answer.`,
@@ -105,6 +119,9 @@ player was faster than the answer.`,
 			}
 			if b.duration <= 0 || b.rate <= 0 {
 				return errors.New("--duration and --rate are more than zero")
+			}
+			if b.locations < 1 || b.locations > send.MaxDestinations || b.players < 1 || b.players > send.MaxDestinations {
+				return fmt.Errorf("--locations and --players are 1 to %d", send.MaxDestinations)
 			}
 			if b.dir, err = os.MkdirTemp(dir, "musique-bench-"); err != nil {
 				return fmt.Errorf("--dir: %w", err)
@@ -126,7 +143,9 @@ player was faster than the answer.`,
 	flags.StringVar(&dir, "dir", ".", "a folder on the disk to measure; the files are made in a folder below it, and removed")
 	flags.DurationVar(&b.duration, "duration", 5*time.Second, "how long each measurement takes, and each baseline")
 	flags.Float64Var(&b.rate, "rate", 200, "sends a second of the latency at a steady rate; halved until the machine bears it")
-	flags.StringVar(&only, "only", "", "measure only this: append, send, latency or read")
+	flags.IntVar(&b.locations, "locations", send.MaxDestinations, "to how many locations the broadcast goes")
+	flags.IntVar(&b.players, "players", defaultCrowd, "how many players are connected at once")
+	flags.StringVar(&only, "only", "", "measure only this: append, send, latency, read, broadcast or players")
 	flags.StringVar(&b.profiles, "profiles", "", "a folder that gets a CPU, a block and a mutex profile of each measurement, baseline included")
 	flags.StringVar(&output, "output", "text", "text or json")
 	return cmd
@@ -148,10 +167,15 @@ func (b *bench) run(ctx context.Context, only string, progress io.Writer) (bench
 		}
 		fmt.Fprintf(progress, "measuring: %s\n", one.name)
 		var figures []benchFigure
-		err := b.profiled(one.name, func() (err error) {
+		measure := func() (err error) {
 			figures, err = one.run(b, ctx)
 			return err
-		})
+		}
+		if one.furnishes {
+			err = measure()
+		} else {
+			err = b.profiled(one.name, measure)
+		}
 		if err != nil {
 			return benchReport{}, fmt.Errorf("%s: %w", one.name, err)
 		}
@@ -168,9 +192,9 @@ func (r benchReport) print(out io.Writer) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "MEASURED\tFIGURE\tBASELINE\tRATIO\tTHE BASELINE IS")
 	for _, f := range r.Figures {
-		digits := 0
-		if f.Unit == "ms" {
-			digits = 2
+		digits := 2
+		if f.Unit == "/s" {
+			digits = 0
 		}
 		fmt.Fprintf(table, "%s\t%.*f %s\t%.*f %s\t%.2f\t%s\n", f.Name, digits, f.Value, f.Unit, digits, f.Baseline, f.Unit, f.Ratio, f.BaselineIs)
 	}
@@ -224,18 +248,11 @@ func (b *bench) profiled(name string, f func() error) (err error) {
 	if b.profiles == "" {
 		return f()
 	}
-	file := func(kind string, write func(io.Writer) error) error {
-		out, err := os.Create(filepath.Join(b.profiles, name+"."+kind+".pprof"))
-		if err != nil {
-			return fmt.Errorf("--profiles: %w", err)
-		}
-		return errors.Join(write(out), out.Close())
-	}
 	runtime.SetBlockProfileRate(1)
 	runtime.SetMutexProfileFraction(contentionSamples)
 	defer runtime.SetBlockProfileRate(0)
 	defer runtime.SetMutexProfileFraction(0)
-	err = file("cpu", func(out io.Writer) error {
+	err = b.profile(name, "cpu", func(out io.Writer) error {
 		if err := pprof.StartCPUProfile(out); err != nil {
 			return err
 		}
@@ -243,9 +260,17 @@ func (b *bench) profiled(name string, f func() error) (err error) {
 		return f()
 	})
 	for _, kind := range []string{"block", "mutex"} {
-		err = errors.Join(err, file(kind, func(out io.Writer) error { return pprof.Lookup(kind).WriteTo(out, 0) }))
+		err = errors.Join(err, b.profile(name, kind, func(out io.Writer) error { return pprof.Lookup(kind).WriteTo(out, 0) }))
 	}
 	return err
+}
+
+func (b *bench) profile(name, kind string, write func(io.Writer) error) error {
+	out, err := os.Create(filepath.Join(b.profiles, name+"."+kind+".pprof"))
+	if err != nil {
+		return fmt.Errorf("--profiles: %w", err)
+	}
+	return errors.Join(write(out), out.Close())
 }
 
 // percentile is the value that so many percent of the samples do not exceed, in milliseconds.

@@ -82,16 +82,21 @@ func startBareNode(dir string) (*bareNode, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := esdb.ParseConnectionString(node.ConnectionString())
-	if err != nil {
-		return nil, errors.Join(err, node.Close())
-	}
-	config.Logger = esdb.NoopLogging()
-	client, err := esdb.NewClient(config)
+	client, err := bareClient(node.ConnectionString())
 	if err != nil {
 		return nil, errors.Join(err, node.Close())
 	}
 	return &bareNode{node, client}, nil
+}
+
+// bareClient is the official client, as it is.
+func bareClient(connectionString string) (*esdb.Client, error) {
+	config, err := esdb.ParseConnectionString(connectionString)
+	if err != nil {
+		return nil, err
+	}
+	config.Logger = esdb.NoopLogging()
+	return esdb.NewClient(config)
 }
 
 // append adds the event of a send to a stream of its own.

@@ -38,7 +38,7 @@ const (
 	benchPatience = 30 * time.Second
 )
 
-// benchSystem is the whole product in this process, as serve wires it, with one partner and the players of its locations.
+// benchSystem is the whole product in this process, as serve wires it, with one partner.
 type benchSystem struct {
 	*app
 	api     *httpapi.Server
@@ -47,6 +47,8 @@ type benchSystem struct {
 	servers []*http.Server
 	running *errgroup.Group
 	stop    context.CancelFunc
+	// background ends with stop.
+	background context.Context //nolint:containedctx // it is of what runs in the system
 
 	caller          commands.Caller // the partner
 	token, sendPath string
@@ -54,7 +56,19 @@ type benchSystem struct {
 	sent            *passages
 }
 
-func startBenchSystem(ctx context.Context, dir string) (s *benchSystem, err error) {
+// startBenchSystem is openBenchSystem with benchLocations, each with a player that is connected.
+func startBenchSystem(ctx context.Context, dir string) (*benchSystem, error) {
+	s, err := openBenchSystem(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.furnish(ctx); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func openBenchSystem(ctx context.Context, dir string) (s *benchSystem, err error) {
 	const anyPort = "127.0.0.1:0"
 	config := serveConfig{
 		dataDir: filepath.Join(dir, "system-"+uuid.NewString()), eventStore: embedded, eventStoreListen: anyPort, kafka: embedded, kafkaListen: anyPort,
@@ -68,7 +82,7 @@ func startBenchSystem(ctx context.Context, dir string) (s *benchSystem, err erro
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	running, background := errgroup.WithContext(background)
 	s = &benchSystem{
-		app: assemble(config, parts, prometheus.NewRegistry(), log), stop: stop, running: running, sent: newPassages(),
+		app: assemble(config, parts, prometheus.NewRegistry(), log), stop: stop, running: running, background: background, sent: newPassages(),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: benchCallers + benchLocations, DisableCompression: true}},
 	}
 	defer func() {
@@ -85,11 +99,11 @@ func startBenchSystem(ctx context.Context, dir string) (s *benchSystem, err erro
 		return nil, err
 	}
 	s.servers, s.url = []*http.Server{server}, "http://"+address
-	return s, s.furnish(ctx, background)
+	return s, s.admit(ctx)
 }
 
-// furnish makes the partner, its audio and its locations, and connects a player to each of them.
-func (s *benchSystem) furnish(ctx, background context.Context) error {
+// admit makes the partner, its audio and its token.
+func (s *benchSystem) admit(ctx context.Context) error {
 	caller := commands.Caller{Actor: "operator", RequestID: "bench"}
 	made, err := s.commands.RegisterCompany.Handle(ctx, commands.RegisterCompany{Caller: caller, Name: "Bench", Plan: company.Unlimited})
 	if err != nil {
@@ -107,18 +121,23 @@ func (s *benchSystem) furnish(ctx, background context.Context) error {
 		return err
 	}
 	s.token = issued.Token
+	return nil
+}
+
+// furnish makes benchLocations and connects a player to each of them.
+func (s *benchSystem) furnish(ctx context.Context) error {
 	for i := range benchLocations {
 		_, err := s.commands.RegisterLocation.Handle(ctx, commands.RegisterLocation{
-			Caller: caller, ExternalID: benchLocation(i), Details: location.Details{Name: "Store", Timezone: "UTC"},
+			Caller: s.caller, ExternalID: benchLocation(i), Details: location.Details{Name: "Store", Timezone: "UTC"},
 		})
 		if err != nil {
 			return err
 		}
-		device, err := s.commands.EnrolDevice.Handle(ctx, commands.EnrolDevice{Caller: caller, ExternalID: benchLocation(i)})
+		device, err := s.commands.EnrolDevice.Handle(ctx, commands.EnrolDevice{Caller: s.caller, ExternalID: benchLocation(i)})
 		if err != nil {
 			return err
 		}
-		if err := s.connect(background, device.Token); err != nil {
+		if err := s.connect(s.background, device.Token); err != nil {
 			return err
 		}
 	}
@@ -133,6 +152,26 @@ func (s *benchSystem) upload(ctx context.Context) (audioID string, err error) {
 		Caller: s.caller, Details: audio.Details{Name: "Silence", Category: "announcement"}, File: bytes.NewReader(wav), Size: int64(len(wav)), SHA256: hex.EncodeToString(sum[:]),
 	})
 	return uploaded.AudioID, err
+}
+
+// populate imports locations, and waits until sends reach them.
+func (s *benchSystem) populate(ctx context.Context, locations int) error {
+	for from := 0; from < locations; from += commands.MaxImport {
+		rows := make([]commands.ImportedLocation, min(commands.MaxImport, locations-from))
+		for i := range rows {
+			rows[i] = commands.ImportedLocation{ExternalID: benchLocation(from + i), Details: location.Details{Name: "Store", Timezone: "UTC"}}
+		}
+		results, _, err := s.commands.ImportLocations.Handle(ctx, commands.ImportLocations{Caller: s.caller, Locations: rows})
+		if err != nil {
+			return err
+		}
+		for _, r := range results {
+			if r.Err != nil {
+				return fmt.Errorf("import %s: %w", r.ExternalID, r.Err)
+			}
+		}
+	}
+	return nil
 }
 
 func benchLocation(i int) string { return fmt.Sprintf("store_%04d", i) }

@@ -3,8 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -20,7 +25,7 @@ func runBench(t *testing.T, args ...string) []byte {
 	cmd.SetOut(&out)
 	cmd.SetErr(&bytes.Buffer{})
 	cmd.SilenceUsage = true
-	cmd.SetArgs(append(args, "--dir", dir, "--duration", "80ms", "--rate", "20"))
+	cmd.SetArgs(append(args, "--dir", dir, "--duration", "80ms", "--rate", "20", "--locations", "40"))
 	require.NoError(t, cmd.ExecuteContext(t.Context()))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
@@ -30,7 +35,11 @@ func runBench(t *testing.T, args ...string) []byte {
 
 func TestEachMeasurementHasItsFiguresAndBaselines(t *testing.T) {
 	t.Parallel()
-	for name, figures := range map[string]int{"append": 2, "send": 1, "latency": 8, "read": 2} {
+	figuresOf := map[string]int{"append": 2, "send": 1, "latency": 8, "read": 2, "broadcast": 4}
+	if runtime.GOOS == "linux" {
+		figuresOf["broadcast"] = 5
+	}
+	for name, figures := range figuresOf {
 		t.Run(name, func(t *testing.T) {
 			var report benchReport
 			require.NoError(t, json.Unmarshal(runBench(t, "--only", name, "--output", "json"), &report))
@@ -53,6 +62,53 @@ func TestEachMeasurementHasItsFiguresAndBaselines(t *testing.T) {
 	}
 }
 
+// What players cost is measured in a process that does nothing else.
+func TestBenchOfConnectedPlayers(t *testing.T) {
+	t.Parallel()
+	dir, profiles := t.TempDir(), t.TempDir()
+	cmd := exec.Command(executable(t), "bench", "--only", "players", "--players", "30", "--dir", dir, "--profiles", profiles, "--output", "json")
+	cmd.Env = environment()
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	require.NoError(t, err, said.String())
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
+	var report benchReport
+	require.NoError(t, json.Unmarshal(out, &report))
+	units := map[string]int{}
+	for _, f := range report.Figures {
+		units[f.Unit]++
+		require.Contains(t, f.Name, "30 players, ")
+		require.NotEmpty(t, f.BaselineIs)
+		if f.Unit == "ms" { // that of so few players is lost in the memory of the rest
+			require.Positive(t, f.Baseline, f.Name)
+			if !strings.Contains(f.Name, "202") {
+				require.Positive(t, f.Value, f.Name)
+			}
+		}
+	}
+	require.Equal(t, 7, units["ms"])
+	require.GreaterOrEqual(t, units["KB"], 1)
+	require.FileExists(t, filepath.Join(profiles, "players.heap.pprof"))
+}
+
+// Players that cannot be connected are an error that says why, and leave nothing running.
+func TestAFleetThatCannotConnect(t *testing.T) {
+	t.Parallel()
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, closed.Close())
+	refusing := httptest.NewServer(http.NotFoundHandler())
+	defer refusing.Close()
+	for address, want := range map[string]string{closed.Addr().String(): "refused", refusing.Listener.Addr().String(): "404"} {
+		orders := fleetOrders{Address: address, Path: "/", Tokens: make([]string, 3)}
+		require.ErrorContains(t, runFleet(t.Context(), orders, func(fleetNews) error { return nil }), want)
+	}
+	require.ErrorContains(t, allowFiles(1<<40), "ulimit -Hn")
+}
+
 func TestBenchForPeopleWithProfiles(t *testing.T) {
 	t.Parallel()
 	profiles := t.TempDir()
@@ -66,7 +122,7 @@ func TestBenchForPeopleWithProfiles(t *testing.T) {
 
 func TestBenchRefusesWhatItCannotMeasure(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--only", "everything"}, {"--duration", "0s"}, {"--rate", "-1"}, {"--output", "xml"}, {"--dir", "/nowhere/at/all"}} {
+	for _, args := range [][]string{{"--only", "everything"}, {"--duration", "0s"}, {"--rate", "-1"}, {"--output", "xml"}, {"--dir", "/nowhere/at/all"}, {"--locations", "0"}, {"--players", "100001"}} {
 		cmd := newBench()
 		cmd.SilenceUsage, cmd.SilenceErrors = true, true
 		cmd.SetErr(&bytes.Buffer{})
