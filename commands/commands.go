@@ -101,6 +101,7 @@ type Handlers struct {
 	ChangePlan         ChangePlanHandler
 	SuspendCompany     SuspendCompanyHandler
 	IssueToken         IssueTokenHandler
+	TestToken          TestTokenHandler
 	RevokeToken        RevokeTokenHandler
 	RegisterLocation   RegisterLocationHandler
 	ChangeLocation     ChangeLocationHandler
@@ -131,6 +132,7 @@ func New(d Deps) *Handlers {
 		ChangePlan:         ChangePlanHandler{t},
 		SuspendCompany:     SuspendCompanyHandler{t},
 		IssueToken:         IssueTokenHandler{t},
+		TestToken:          TestTokenHandler{t},
 		RevokeToken:        RevokeTokenHandler{t},
 		RegisterLocation:   RegisterLocationHandler{t},
 		ChangeLocation:     ChangeLocationHandler{t},

@@ -96,9 +96,19 @@ func tokensLive(t *testing.T, w *world) {
 	require.Equal(t, "store_001", tested["externalId"])
 	require.Nil(t, tested["expires_at"])
 
+	// Asking has an Idempotency-Key as every POST has.
+	key := header{"Idempotency-Key", "who am I"}
+	for n, replayed := range []string{"", "true", "true"} {
+		r := p.post([]string{"/test", "/test", "/api/integration/test"}[n], nil, key)
+		require.Equal(t, tested, ok[object](t, r, http.StatusOK))
+		require.Equal(t, replayed, r.Header.Get("Idempotency-Replayed"))
+	}
+	refused(t, p.as("store_002", object{}).post("/test", object{}, key), http.StatusConflict, "conflict")
+	ok[object](t, p.as("store_002", object{"environment": "test"}).post("/test", nil, key), http.StatusOK)
+
 	admin := p.as("admin", object{"environment": "prod", "name": "Admin"})
 	listed := ok[[]token](t, admin.get("/tokens"), http.StatusOK)
-	require.Len(t, listed, 2)
+	require.Len(t, listed, 3)
 	require.Empty(t, listed[0].Token)
 	require.Equal(t, "admin", listed[0].ExternalID, "newest first")
 

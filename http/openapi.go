@@ -53,8 +53,6 @@ type describedOperation struct {
 	Success     *describedAnswer `yaml:"success"`
 	Stream      *describedStream `yaml:"stream"` // instead of Success
 	Errors      []fault.Code     `yaml:"errors"` // beyond those that follow from the route
-	// ChangesNothing marks a request that only asks, although its method is not GET.
-	ChangesNothing bool `yaml:"changesNothing"`
 }
 
 type describedBody struct {
@@ -375,7 +373,7 @@ func (a *assembly) answer(r *route, op *describedOperation) (status int, describ
 	case op.Success == nil:
 		return 0, nil, fmt.Errorf("its answer is not described")
 	}
-	if r.method == http.MethodPost && !op.ChangesNothing && r.access != byDevice {
+	if r.method == http.MethodPost && r.access != byDevice {
 		maps.Copy(headers, responseHeaders("Idempotency-Replayed"))
 	}
 	if op.isPaged() {
@@ -439,7 +437,7 @@ func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
 	if op.hasQuery() || r.method == http.MethodPost { // of a query, or of the Idempotency-Key
 		usual(fault.OutOfRange)
 	}
-	if r.method != http.MethodGet && !op.ChangesNothing {
+	if r.method != http.MethodGet {
 		usual(fault.Conflict)
 	}
 	if body := cmp.Or(op.Body, op.Form); body != nil {

@@ -82,7 +82,8 @@ func readIssueToken(c *call) (commands.IssueToken, error) {
 
 // testToken tells the caller who it is.
 func (s *Server) testToken(c *call) error {
-	if _, err := c.partner(); err != nil { // an Idempotency-Key that is none is told here too
+	caller, err := c.partner()
+	if err != nil {
 		return err
 	}
 	o, err := c.readOptionalObject()
@@ -92,6 +93,11 @@ func (s *Server) testToken(c *call) error {
 	if err := o.err(); err != nil {
 		return err
 	}
+	replayed, err := s.commands.TestToken.Handle(c.ctx(), commands.TestToken{Caller: caller, TokenID: c.caller.TokenID})
+	if err != nil {
+		return err
+	}
+	c.replayed(replayed)
 	return c.data(http.StatusOK, struct {
 		Valid       bool              `json:"valid"`
 		TokenID     string            `json:"tokenId"`
