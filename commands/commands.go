@@ -14,6 +14,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/blobs"
+	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/keys"
 )
@@ -89,6 +90,8 @@ type Deps struct {
 	Keys  *keys.Ring
 	Reads Reads
 	Plans company.Plans
+	// Endpoints says what the endpoints of locations may be.
+	Endpoints endpoint.Policy
 	// Now tells the time; it is time.Now but in tests.
 	Now func() time.Time
 	Log *slog.Logger

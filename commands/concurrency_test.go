@@ -43,8 +43,8 @@ func TestChangesAtOnceAllTakeEffectOrSayConflict(t *testing.T) {
 	}
 
 	changed := 0
-	for _, a := range atOnce(40, func(i int) (struct{}, error) {
-		return struct{}{}, p.Commands.ChangeLocation.Handle(lasting(t.Context()), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "hall", Name: new(fmt.Sprint("Hall ", i))})
+	for _, a := range atOnce(40, func(i int) (commands.LocationChanged, error) {
+		return p.Commands.ChangeLocation.Handle(lasting(t.Context()), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "hall", Name: new(fmt.Sprint("Hall ", i))})
 	}) {
 		if a.err != nil {
 			refused(t, a.err, fault.Conflict)

@@ -112,7 +112,7 @@ func base62(raw []byte, digits int) string {
 // same checks that the history was begun by the same request.
 func (i identity) same(history []event.Recorded) error {
 	if history[0].Metadata.Fingerprint != i.fingerprint {
-		return fault.New(fault.Conflict, "The Idempotency-Key was used with another request; use a new key.")
+		return errAnotherRequest
 	}
 	return nil
 }

@@ -42,7 +42,9 @@ const (
 type ImportResult struct {
 	ExternalID string
 	Status     string
-	Err        *fault.Error
+	// Secret is that of the row's channel where the server made it; it is shown with this answer only.
+	Secret string
+	Err    *fault.Error
 }
 
 // ImportLocationsHandler carries out ImportLocations.
@@ -77,17 +79,17 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 	group.SetLimit(importWorkers)
 	for i, row := range cmd.Locations {
 		if seen[row.ExternalID] {
-			results[i] = ImportResult{row.ExternalID, ImportFailed, fault.ForField("externalId", fault.AlreadyExists, "%q is in the import twice; the first was taken.", row.ExternalID)}
+			results[i] = ImportResult{ExternalID: row.ExternalID, Status: ImportFailed, Err: fault.ForField("externalId", fault.AlreadyExists, "%q is in the import twice; the first was taken.", row.ExternalID)}
 			continue
 		}
 		seen[row.ExternalID] = true
 		group.Go(func() error {
 			var refused *fault.Error
-			status, position, err := h.row(ctx, cmd.Caller, identity, row, over)
+			status, secret, position, err := h.row(ctx, cmd.Caller, identity, row, over)
 			if errors.As(err, &refused) {
-				status, err = ImportFailed, nil
+				status, secret, err = ImportFailed, "", nil
 			}
-			results[i], positions[i] = ImportResult{row.ExternalID, status, refused}, position
+			results[i], positions[i] = ImportResult{ExternalID: row.ExternalID, Status: status, Secret: secret, Err: refused}, position
 			return err
 		})
 	}
@@ -111,16 +113,16 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 }
 
 // row registers or changes a location, or only tells what was done to it if the import is over.
-func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity identity, row ImportedLocation, over bool) (status string, position event.Position, err error) {
+func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity identity, row ImportedLocation, over bool) (status, secret string, position event.Position, err error) {
 	var fields fault.Fields
 	location.CheckExternalID("externalId", row.ExternalID, &fields)
-	row.Details.Check(&fields)
+	h.CheckDetails(row.Details, &fields)
 	if err := fields.Err(); err != nil {
-		return "", event.Position{}, err
+		return "", "", event.Position{}, err
 	}
 	userID, err := h.mapUser(ctx, c, row.ExternalID)
 	if err != nil {
-		return "", event.Position{}, err
+		return "", "", event.Position{}, err
 	}
 	stream := location.Stream(c.CompanyID, userID, c.Environment)
 	position, err = h.change(ctx, stream, identity.mark(h.metadata(c)), func(history []event.Recorded) ([]event.Payload, error) {
@@ -129,7 +131,8 @@ func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity iden
 			if done[len(done)-1].Type == (location.Registered{}).EventType() {
 				status = ImportCreated
 			}
-			return nil, nil
+			secret, err = h.secretOf(c, row, done)
+			return nil, err
 		}
 		if over { // what was so already has no event that would tell
 			status = ImportUpdated
@@ -139,13 +142,34 @@ func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity iden
 		if err != nil {
 			return nil, err
 		}
+		details, before := row.Details, location.Channel{}
+		if l.Registered {
+			before = l.Channel
+		}
+		details, secret = h.sealed(c, userID, details, before)
 		if l.Registered {
 			status = ImportUpdated
-			return l.Change(row.Details)
+			return l.Change(details)
 		}
 		status = ImportCreated
-		registered, err := l.Register(c.CompanyID, row.ExternalID, userID, row.Details)
+		registered, err := l.Register(c.CompanyID, row.ExternalID, userID, details)
 		return []event.Payload{registered}, err
 	})
-	return status, position, err
+	return status, secret, position, err
+}
+
+// secretOf is the secret that a row made when it was carried out, which the last event of done did.
+func (h ImportLocationsHandler) secretOf(c Caller, row ImportedLocation, done []event.Recorded) (string, error) {
+	then, err := location.Load(done)
+	if err != nil {
+		return "", err
+	}
+	before, err := location.Load(done[:len(done)-1])
+	if err != nil {
+		return "", err
+	}
+	if row.Details.Secret == "" && before.Registered && before.Channel.Secret == then.Channel.Secret { // it was kept
+		return "", nil
+	}
+	return h.shownSecret(c, then.UserID, row.Details.Secret, then.Channel.Secret)
 }

@@ -19,6 +19,8 @@ type RegisterLocation struct {
 // LocationRegistered is the location as it was registered, whatever became of it since.
 type LocationRegistered struct {
 	location.Location
+	// Secret is that of the channel where the server made it; it is shown with this answer only.
+	Secret   string
 	Replayed bool
 }
 
@@ -29,7 +31,7 @@ type RegisterLocationHandler struct{ *tools }
 func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocation) (LocationRegistered, error) {
 	var fields fault.Fields
 	location.CheckExternalID("externalId", cmd.ExternalID, &fields)
-	cmd.Details.Check(&fields)
+	h.CheckDetails(cmd.Details, &fields)
 	if err := fields.Err(); err != nil {
 		return LocationRegistered{}, err
 	}
@@ -56,7 +58,8 @@ func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocatio
 		if err != nil {
 			return nil, err
 		}
-		registered, err := l.Register(cmd.Caller.CompanyID, cmd.ExternalID, userID, cmd.Details)
+		details, _ := h.sealed(cmd.Caller, userID, cmd.Details, location.Channel{})
+		registered, err := l.Register(cmd.Caller.CompanyID, cmd.ExternalID, userID, details)
 		return []event.Payload{registered}, err
 	})
 	if err != nil {
@@ -76,8 +79,12 @@ func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocatio
 	if !l.Registered {
 		return LocationRegistered{}, errors.New("a location that was registered is not there")
 	}
+	secret, err := h.shownSecret(cmd.Caller, userID, cmd.Details.Secret, l.Channel.Secret)
+	if err != nil {
+		return LocationRegistered{}, err
+	}
 	h.settle(ctx, position, Locations)
-	return LocationRegistered{Location: l, Replayed: replayed}, nil
+	return LocationRegistered{Location: l, Secret: secret, Replayed: replayed}, nil
 }
 
 // changeLocation decides on a location that the caller names by its external ID, and its history.

@@ -83,7 +83,8 @@ func TestALateRepeatChangesNothing(t *testing.T) {
 		require.Equal(t, before, p.Types(t, location.Stream(p.CompanyID, first.UserID, event.Live)))
 	}
 	repeat()
-	require.NoError(t, h.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "door", Name: new("Gate")}))
+	_, err = h.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "door", Name: new("Gate")})
+	require.NoError(t, err)
 	repeat()
 	require.NoError(t, h.RemoveLocation.Handle(t.Context(), commands.RemoveLocation{Caller: p.Caller(), ExternalID: "door"}))
 	repeat()
@@ -113,7 +114,8 @@ func TestALateRepeatOfAnImportChangesNothing(t *testing.T) {
 	require.False(t, replayed)
 	require.Equal(t, []string{"created", "updated", "created", "updated", "failed"}, statuses(first))
 	for _, id := range []string{"new", "old", "same"} {
-		require.NoError(t, p.Commands.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: id, Name: new("Changed since")}))
+		_, err = p.Commands.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: id, Name: new("Changed since")})
+		require.NoError(t, err)
 	}
 	require.NoError(t, p.Commands.RemoveLocation.Handle(t.Context(), commands.RemoveLocation{Caller: p.Caller(), ExternalID: "gone"}))
 

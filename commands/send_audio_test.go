@@ -53,8 +53,10 @@ func TestASendIsOneAppendWithEachLocationOnce(t *testing.T) {
 	t.Parallel()
 	p := world.Partner(t)
 	p.Locations(t, "b", "a", "c")
-	require.NoError(t, p.Commands.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "c", Tags: &[]string{"north"}}))
-	require.NoError(t, p.Commands.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "a", Tags: &[]string{"north", "new"}}))
+	_, err := p.Commands.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "c", Tags: &[]string{"north"}})
+	require.NoError(t, err)
+	_, err = p.Commands.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "a", Tags: &[]string{"north", "new"}})
+	require.NoError(t, err)
 	id := p.Upload(t, p.Caller())
 	for _, c := range []struct {
 		targets send.Targets

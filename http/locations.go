@@ -13,6 +13,8 @@ import (
 type channelData struct {
 	Type string `json:"type"`
 	URL  string `json:"url,omitempty"`
+	// Secret is shown in the answer to the request that had the server make it, and in no other.
+	Secret string `json:"secret,omitempty"`
 }
 
 type locationData struct {
@@ -29,9 +31,13 @@ type locationData struct {
 
 func locationOf(l locations.Location) locationData {
 	return locationData{
-		ExternalID: l.ExternalID, UserID: l.UserID, Name: l.Name, Timezone: l.Timezone, Tags: orEmpty(l.Tags), Channel: channelData{l.Channel.Type, l.Channel.URL},
+		ExternalID: l.ExternalID, UserID: l.UserID, Name: l.Name, Timezone: l.Timezone, Tags: orEmpty(l.Tags), Channel: channelOf(l.Channel, ""),
 		Online: l.Online, LastSeenAt: optionalTime(l.LastSeenAt), CreatedAt: timestamp(l.CreatedAt),
 	}
+}
+
+func channelOf(c location.Channel, secret string) channelData {
+	return channelData{Type: c.Type, URL: c.URL, Secret: secret}
 }
 
 // orEmpty makes JSON write [] and not null.
@@ -53,7 +59,7 @@ func (s *Server) createLocation(c *call) error {
 		return err
 	}
 	cmd := commands.RegisterLocation{Caller: caller, ExternalID: o.text("externalId"), Details: readDetails(o)}
-	if err := o.err(func(fields *fault.Fields) { location.CheckExternalID("externalId", cmd.ExternalID, fields) }, cmd.Details.Check); err != nil {
+	if err := o.err(func(fields *fault.Fields) { location.CheckExternalID("externalId", cmd.ExternalID, fields) }, s.checkDetails(cmd.Details)); err != nil {
 		return err
 	}
 	made, err := s.commands.RegisterLocation.Handle(c.ctx(), cmd)
@@ -63,30 +69,35 @@ func (s *Server) createLocation(c *call) error {
 	c.replayed(made.Replayed)
 	return c.data(http.StatusCreated, locationData{
 		ExternalID: made.ExternalID, UserID: made.UserID, Name: made.Name, Timezone: made.Timezone, Tags: orEmpty(made.Tags),
-		Channel: channelData{made.Channel.Type, made.Channel.URL}, CreatedAt: timestamp(made.CreatedAt),
+		Channel: channelOf(made.Channel, made.Secret), CreatedAt: timestamp(made.CreatedAt),
 	})
 }
 
 func readDetails(o *object) location.Details {
 	details := location.Details{Name: o.text("name"), Timezone: o.text("timezone"), Tags: o.texts("tags")}
-	if channel := readChannel(o); channel != nil {
-		details.Channel = *channel
+	if channel, secret := readChannel(o); channel != nil {
+		details.Channel, details.Secret = *channel, secret
 	}
 	return details
 }
 
+// checkDetails notes what is wrong with details.
+func (s *Server) checkDetails(details location.Details) func(*fault.Fields) {
+	return func(fields *fault.Fields) { s.commands.RegisterLocation.CheckDetails(details, fields) }
+}
+
 // readChannel reads how a location gets its audio; nil if it is not given.
-func readChannel(o *object) *location.Channel {
+func readChannel(o *object) (channel *location.Channel, secret string) {
 	inner := o.object("channel")
 	if inner == nil {
-		return nil
+		return nil, ""
 	}
-	channel := &location.Channel{Type: inner.filled("type"), URL: inner.filled("url")}
+	channel, secret = &location.Channel{Type: inner.filled("type"), URL: inner.filled("url")}, inner.filled("secret")
 	if !inner.has("type") {
 		inner.fail("type", fault.MissingField, "channel.type is player or http.")
 	}
 	inner.refuseUnknown()
-	return channel
+	return channel, secret
 }
 
 // listLocations lists the locations.
@@ -109,12 +120,17 @@ func (s *Server) listLocations(c *call) error {
 }
 
 // getLocation shows one location.
-func (s *Server) getLocation(c *call) error {
+func (s *Server) getLocation(c *call) error { return s.showLocation(c, "") }
+
+// showLocation shows the location of the path, with the secret of its channel if that was made just now.
+func (s *Server) showLocation(c *call, secret string) error {
 	l, err := locations.Get(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, c.pathVar("externalId"), s.now())
 	if err != nil {
 		return err
 	}
-	return c.data(http.StatusOK, locationOf(l))
+	answer := locationOf(l)
+	answer.Channel.Secret = secret
+	return c.data(http.StatusOK, answer)
 }
 
 // changeLocation changes the fields that it is given.
@@ -127,18 +143,20 @@ func (s *Server) changeLocation(c *call) error {
 	if err != nil {
 		return err
 	}
-	cmd := commands.ChangeLocation{Caller: caller, ExternalID: c.pathVar("externalId"), Name: o.optionalText("name"), Timezone: o.optionalText("timezone"), Channel: readChannel(o)}
+	cmd := commands.ChangeLocation{Caller: caller, ExternalID: c.pathVar("externalId"), Name: o.optionalText("name"), Timezone: o.optionalText("timezone")}
+	cmd.Channel, cmd.Secret = readChannel(o)
 	if tags := o.texts("tags"); tags != nil {
 		cmd.Tags = &tags
 	}
 	unchanged := location.Details{Name: "as it is"} // what is not given has been checked before
-	if err := o.err(cmd.Onto(unchanged).Check); err != nil {
+	if err := o.err(s.checkDetails(cmd.Onto(unchanged))); err != nil {
 		return err
 	}
-	if err := s.commands.ChangeLocation.Handle(c.ctx(), cmd); err != nil {
+	changed, err := s.commands.ChangeLocation.Handle(c.ctx(), cmd)
+	if err != nil {
 		return err
 	}
-	return s.getLocation(c)
+	return s.showLocation(c, changed.Secret)
 }
 
 // deleteLocation removes a location, and signs its players out.
@@ -158,6 +176,7 @@ func (s *Server) deleteLocation(c *call) error {
 type importResultData struct {
 	ExternalID string       `json:"externalId"`
 	Status     string       `json:"status"`
+	Secret     string       `json:"secret,omitempty"` // as that of channelData
 	Error      *importError `json:"error,omitempty"`
 }
 
@@ -199,7 +218,7 @@ func (s *Server) importLocations(c *call) error {
 		Results []importResultData `json:"results"`
 	}{Results: make([]importResultData, len(results))}
 	for i, r := range results {
-		answer.Results[i] = importResultData{ExternalID: r.ExternalID, Status: r.Status}
+		answer.Results[i] = importResultData{ExternalID: r.ExternalID, Status: r.Status, Secret: r.Secret}
 		switch r.Status {
 		case commands.ImportCreated:
 			answer.Created++
