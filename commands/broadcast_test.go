@@ -15,6 +15,7 @@ import (
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/projections"
 	"github.com/musique/musique/projections/sends"
 )
 
@@ -110,7 +111,7 @@ func openBroadcast(t *testing.T, p crowd) {
 	require.True(t, state.Open)
 	pending := func() []string {
 		t.Helper()
-		position, err := p.Store.Head(t.Context())
+		position, err := projections.Head(t.Context(), p.Store)
 		require.NoError(t, err)
 		require.NoError(t, p.Reads.WaitFor(t.Context(), position, commands.Sends))
 		found, err := p.Reads.PendingSends(t.Context(), p.CompanyID, event.Live, cmd.AudioID, position)

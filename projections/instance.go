@@ -68,19 +68,15 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 	i.runner.metrics.position.WithLabelValues(i.projection.Name).Set(float64(lead.at().Commit))
 	i.log.Debug("the projection leads", "position", lead.at().Commit)
 
-	// Others wait until it has passed any position that a command wrote, that of an event which it does not follow too. Such events move the checkpoint soon
-	// and not at once: it would be a transaction more for each event and projection, just when others wait for theirs. Usage is no command's: an event
-	// for each request, and nobody waits for it.
-	subscriber := eventstore.NewSubscriber(i.runner.config.Store, eventstore.SubscriberConfig{
-		Types: i.projection.Types, FilterHere: !i.projection.Beside, SkipStreams: usage.StreamPrefix,
-		Checkpoint: func(context.Context) (event.Position, error) { return lead.at(), nil },
-		OnCaughtUp: func() {
-			if err := lead.caughtUp(ctx); err != nil {
-				i.log.Warn("that the projection caught up could not be noted", "error", err)
-			}
-		},
-		Log: i.log,
-	})
+	config := i.projection.events()
+	config.Log = i.log
+	config.Checkpoint = func(context.Context) (event.Position, error) { return lead.at(), nil }
+	config.OnCaughtUp = func() {
+		if err := lead.caughtUp(ctx); err != nil {
+			i.log.Warn("that the projection caught up could not be noted", "error", err)
+		}
+	}
+	subscriber := eventstore.NewSubscriber(i.runner.config.Store, config)
 	defer func() { _ = subscriber.Close() }() // it always returns nil
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -112,6 +108,23 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 			return ctx.Err()
 		}
 	}
+}
+
+// events is which events the projection is sent. Others wait until it has passed any position that a command wrote, that of an event which it does not follow
+// too. Such events move the checkpoint soon and not at once: it would be a transaction more for each event and projection, just when others wait for
+// theirs. Usage is no command's, an event for each request: a projection passes it only now and then, unless it follows it. Who waits for all that
+// is there waits for Head.
+func (p Projection) events() eventstore.SubscriberConfig {
+	if p.Beside {
+		return eventstore.SubscriberConfig{Types: p.Types}
+	}
+	return eventstore.SubscriberConfig{Types: p.Types, FilterHere: true, SkipStreams: usage.StreamPrefix}
+}
+
+// Head is a position that each projection which is not beside the others passes as soon as it has all that there is for it; the usage of the API that came
+// last may stand after it. Errors: eventstore.ErrUnavailable.
+func Head(ctx context.Context, store *eventstore.Store) (event.Position, error) {
+	return store.HeadFor(ctx, Projection{}.events())
 }
 
 // handle applies the page of a message. An error makes the router refuse the message, and the subscription gives the page out again after a pause.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/projections/audiolibrary"
@@ -265,4 +267,31 @@ func TestACheckpointThatMovedRefusesThePage(t *testing.T) {
 	_, err := audiolibrary.Get(t.Context(), pool, "co_one", event.Live, "aud_2")
 	require.Error(t, err)
 	require.False(t, errors.Is(err, context.Canceled))
+}
+
+// What a projection is not sent is no lag, though it does not pass it.
+func TestALagEnds(t *testing.T) {
+	t.Parallel()
+	store, pool := newStore(t), database(t)
+	run(t, store, pool)
+	served := raw{usage.ApiRequestServed{}.EventType(), []byte(`{"timestamp": "2026-05-01T12:00:00Z"}`)}
+	for _, others := range []int{20, 600} { // more than two of the windows after which the store says how far it looked
+		for _, last := range []string{"audio-", usage.StreamPrefix} {
+			for _, stream := range []string{"audio-", usage.StreamPrefix, last} {
+				payloads := make([]event.Payload, others)
+				for i := range payloads {
+					payloads[i] = upload(uuid.NewString())
+					if stream == usage.StreamPrefix {
+						payloads[i] = served
+					}
+				}
+				add(t, store, stream+"any", payloads...)
+			}
+			require.Eventually(t, func() bool {
+				statuses, err := Statuses(t.Context(), pool, store)
+				require.NoError(t, err)
+				return !slices.ContainsFunc(statuses, func(s Status) bool { return s.Lag > 0 || s.Position == 0 })
+			}, patience, 10*time.Millisecond)
+		}
+	}
 }

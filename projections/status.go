@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/eventstore"
 )
 
@@ -16,7 +17,7 @@ type Status struct {
 	Name string `json:"name"`
 	// Position is the commit position that it has passed.
 	Position uint64 `json:"position"`
-	// Lag is how far the store's newest event is ahead, in the store's own unit.
+	// Lag is how far the newest event that it is sent is ahead, in the store's own unit.
 	Lag uint64 `json:"lag"`
 	// CaughtUp says that it went live since its instance started.
 	CaughtUp bool `json:"caughtUp"`
@@ -27,9 +28,18 @@ type Status struct {
 
 // Statuses tells how the projections are doing, in the order of All. One that never ran is at position 0.
 func Statuses(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store) ([]Status, error) {
-	head, err := store.Head(ctx) // before the positions: a lag is never made up by reading in the other order
+	// The heads come before the positions: a lag is never made up by reading in the other order.
+	head, err := Head(ctx, store)
 	if err != nil {
 		return nil, err
+	}
+	heads := make([]event.Position, len(All()))
+	for i, p := range All() {
+		if heads[i] = head; p.Beside {
+			if heads[i], err = store.HeadFor(ctx, p.events()); err != nil {
+				return nil, err
+			}
+		}
 	}
 	const query = `SELECT projection, commit_position, caught_up, coalesce(error, ''), failing_since FROM projections.checkpoint`
 	rows, err := pool.Query(ctx, query)
@@ -45,11 +55,11 @@ func Statuses(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store) 
 		return nil, fmt.Errorf("read the projections' checkpoints: %w", err)
 	}
 	var statuses []Status
-	for _, p := range All() {
+	for i, p := range All() {
 		s := known[p.Name]
 		s.Name = p.Name
-		if s.Position < head.Commit {
-			s.Lag = head.Commit - s.Position
+		if s.Position < heads[i].Commit {
+			s.Lag = heads[i].Commit - s.Position
 		}
 		statuses = append(statuses, s)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/projections"
 )
 
 // Reads is what the workers ask the read models.
@@ -157,7 +158,7 @@ func (w *Cancellation) lookAgain(ctx context.Context) (time.Duration, error) {
 	if err != nil || len(due) == 0 {
 		return lookPoll, err
 	}
-	newest, err := w.Store.Head(ctx)
+	newest, err := projections.Head(ctx, w.Store)
 	if err != nil {
 		return 0, err
 	}

@@ -1,10 +1,12 @@
 package workers_test
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/commands"
@@ -12,6 +14,7 @@ import (
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/workers"
 	"github.com/musique/musique/workers/inbox"
 )
@@ -169,6 +172,33 @@ func TestASendThatWasRecordedAfterARemovalEndsToo(t *testing.T) {
 	w.append(t, meta, send.Stream(sendID), planned)
 	w.Settle(t)
 	eventually(t, func() bool { return w.statuses(t, p, event.Live, sendID)["hall"] == "cancelled" })
+	w.set(w.now().Add(workers.LastLook()))
+	eventually(t, func() bool { return w.rows(t, "removed_location") == 0 })
+}
+
+// Usage is recorded all the time, and the read models pass it only now and then: the looks at what was removed do not wait for that.
+func TestARemovedLocationIsLookedAtAgainWhileRequestsCome(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.Partner(t)
+	p.Locations(t, "hall", "other")
+	w.start(t, cancellation)
+	require.NoError(t, p.Commands.RemoveLocation.Handle(t.Context(), commands.RemoveLocation{Caller: p.Caller(), ExternalID: "hall"}))
+	eventually(t, func() bool { return w.rows(t, "removed_location") == 1 })
+	served := func() error {
+		c := p.Caller()
+		request := usage.ApiRequestServed{RequestID: c.RequestID, Timestamp: time.Now(), Method: "GET", Status: 200}
+		return w.Commands.RecordUsage.Handle(context.Background(), commands.RecordUsage{Requests: []commands.ServedRequest{{ID: uuid.New(), Caller: c, Served: request}}})
+	}
+	require.NoError(t, served())
+	commandstest.Run(t, func(ctx context.Context) error { // a partner polls
+		for tick := time.NewTicker(100 * time.Millisecond); ctx.Err() == nil; <-tick.C {
+			if err := served(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	w.set(w.now().Add(workers.LastLook()))
 	eventually(t, func() bool { return w.rows(t, "removed_location") == 0 })
 }

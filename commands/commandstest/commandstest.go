@@ -119,12 +119,12 @@ func (w *World) Hold(t testing.TB) (release func()) {
 	return release
 }
 
-// Settle waits until the read models know all that is in the event store: on a slow machine a command may answer before that.
+// Settle waits until the read models know all that commands wrote: on a slow machine a command may answer before that.
 func (w *World) Settle(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
-	newest, err := w.Store.Head(ctx)
+	newest, err := projections.Head(ctx, w.Store)
 	require.NoError(t, err)
 	for {
 		err := w.Reads.WaitFor(ctx, newest, commands.Tokens, commands.Locations, commands.Library, commands.Sends)

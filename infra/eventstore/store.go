@@ -41,8 +41,8 @@ const (
 	silenceTimeout = 5 * time.Second
 	// readTimeout bounds one read as a whole: a stream may hold a large broadcast.
 	readTimeout = 30 * time.Second
-	// headSearch is how many of the newest events Head looks through for one that is not the store's own.
-	headSearch = 128
+	// headSearch is how many of the newest events Head and HeadFor look through.
+	headSearch = 2 * searchWindow
 )
 
 // Store is a connection to an event store. It is safe for concurrent use.
@@ -137,7 +137,7 @@ func (s *Store) Append(ctx context.Context, stream string, expected Expected, ev
 // has it do ("Event streams", Deleting streams and events, in its documentation); of the stream it keeps the last event, whatever its age.
 // The embedded node does not scavenge.
 //
-// Errors: ErrUnavailable.
+// Errors: ErrUnavailable, or what the server refuses with, to a user who may not write metadata for one; never ErrConflict.
 func (s *Store) LimitAge(ctx context.Context, stream string, age time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
 	defer cancel()
@@ -227,8 +227,17 @@ func (s *Store) ReadAll(ctx context.Context, after event.Position, max int) (eve
 	return events, through, done, nil
 }
 
-// Head is the position of the newest event that is not the store's own; zero if the newest headSearch are all the store's. Errors: ErrUnavailable.
+// Head is the position of the newest event that is not the store's own; zero where there is none. If the newest headSearch are all the store's, it is that
+// of the oldest of these. Errors: ErrUnavailable.
 func (s *Store) Head(ctx context.Context) (event.Position, error) {
+	return s.HeadFor(ctx, SubscriberConfig{})
+}
+
+// HeadFor is a position that a subscriber passes as soon as it has all that there is for it, however long nothing comes after. What it is given stands at or
+// before it. It is that of the newest event that the server sends to such a subscriber. If none of the newest headSearch is sent, it is that of the oldest of
+// these: the server says at least once in searchWindow events how far it looked, and EventStoreDB is up to a page, which is as long again, behind when a
+// subscription goes live. Errors: ErrUnavailable.
+func (s *Store) HeadFor(ctx context.Context, config SubscriberConfig) (event.Position, error) {
 	newest, err := s.read(ctx, func(ctx context.Context, client *esdb.Client) (*esdb.ReadStream, error) {
 		return client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Backwards, From: esdb.End{}}, headSearch)
 	})
@@ -236,11 +245,14 @@ func (s *Store) Head(ctx context.Context) (event.Position, error) {
 		return event.Position{}, fmt.Errorf("head of $all: %w", err)
 	}
 	for _, e := range newest {
-		if !ofTheStore(e) {
+		if !ofTheStore(e) && config.sent(e.Type, e.Stream) {
 			return e.Position, nil
 		}
 	}
-	return event.Position{}, nil
+	if len(newest) < headSearch {
+		return event.Position{}, nil // that is all there is
+	}
+	return newest[len(newest)-1].Position, nil
 }
 
 // Ping asks the store for one event, to learn whether it answers. Errors: ErrUnavailable.

@@ -66,8 +66,8 @@ type SubscriberConfig struct {
 	// FilterHere has the server send all events, and leaves out here those of other types. A server that leaves them out says how far it looked only now
 	// and then; so the position is never more than 100 ms behind, at the price of the bytes.
 	FilterHere bool
-	// SkipStreams has the server leave out, with FilterHere too, the streams whose names begin so; empty is none. The position passes them only now and
-	// then.
+	// SkipStreams leaves out the streams whose names begin so; empty is none. The server leaves them out, and the position passes them only now and then,
+	// unless it leaves out by Types already: it takes one filter, so this one is here then.
 	SkipStreams string
 	// Checkpoint tells the position that everything up to was handled; the zero position is the start, and so is a nil func. It is asked at the
 	// start, and again when a page was refused: what it says was handled by then (by a transaction whose answer was lost, or by another
@@ -273,7 +273,7 @@ func (s *subscription) receive(ctx context.Context, in *intake) error {
 			case got.SubscriptionDropped != nil:
 				return struct{}{}, got.SubscriptionDropped.Error
 			case got.EventAppeared != nil:
-				if e := got.EventAppeared.OriginalEvent(); s.wanted(e) {
+				if e := got.EventAppeared.OriginalEvent(); s.config.wanted(e.EventType, e.StreamID) {
 					err = in.event(ctx, decoder.recorded(e))
 				} else {
 					in.moved(event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare})
@@ -291,14 +291,26 @@ func (s *subscription) receive(ctx context.Context, in *intake) error {
 	return err
 }
 
-func (s *subscription) wanted(e *esdb.RecordedEvent) bool {
-	return !s.config.FilterHere || len(s.config.Types) == 0 || slices.Contains(s.config.Types, e.EventType)
+// typesThere says that the server leaves out by type, and not by stream.
+func (c SubscriberConfig) typesThere() bool { return len(c.Types) > 0 && !c.FilterHere }
+
+// sent tells whether the server sends an event, that is not its own, to such a subscriber.
+func (c SubscriberConfig) sent(kind, stream string) bool {
+	if c.typesThere() {
+		return slices.Contains(c.Types, kind)
+	}
+	return c.SkipStreams == "" || !strings.HasPrefix(stream, "$") && !strings.HasPrefix(stream, c.SkipStreams)
+}
+
+// wanted tells whether an event that the server sent is given out.
+func (c SubscriberConfig) wanted(kind, stream string) bool {
+	return (len(c.Types) == 0 || slices.Contains(c.Types, kind)) && (c.SkipStreams == "" || !strings.HasPrefix(stream, c.SkipStreams))
 }
 
 func (s *subscription) options() esdb.SubscribeToAllOptions {
 	filter := esdb.ExcludeSystemEventsFilter()
 	switch {
-	case len(s.config.Types) > 0 && !s.config.FilterHere:
+	case s.config.typesThere():
 		names := make([]string, len(s.config.Types))
 		for i, t := range s.config.Types {
 			names[i] = regexp.QuoteMeta(t)
@@ -317,11 +329,17 @@ func (s *subscription) options() esdb.SubscribeToAllOptions {
 // notBeginning is a pattern for the streams that are neither the store's own, whose names begin with a dollar, nor begin with prefix. The server's patterns
 // and ours have no negation in common, so it says where a name may differ from the prefix first.
 func notBeginning(prefix string) string {
-	differs := make([]string, len(prefix))
-	for i := range prefix {
-		differs[i] = regexp.QuoteMeta(prefix[:i]) + `(?:$|[^` + regexp.QuoteMeta(prefix[i:i+1]) + `])`
+	differs := []string{`[^$]`}
+	for i, r := range prefix {
+		switch character := regexp.QuoteMeta(string(r)); {
+		case i > 0:
+			differs = append(differs, regexp.QuoteMeta(prefix[:i])+`(?:$|[^`+character+`])`)
+		case r == '$':
+			return "^" + differs[0] // none that it may begin with is left
+		default:
+			differs[0] = `[^$` + character + `]`
+		}
 	}
-	differs[0] = `[^$` + regexp.QuoteMeta(prefix[:1]) + `]`
 	return "^(?:" + strings.Join(differs, "|") + ")"
 }
 

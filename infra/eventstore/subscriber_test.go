@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/eventstore/storetest"
 )
@@ -305,4 +307,125 @@ func TestFilterHerePassesWhatItLeavesOut(t *testing.T) {
 		msg.Ack()
 	}
 	require.Equal(t, []int{1}, got)
+}
+
+// Streams that are left out do not come, whoever leaves them out, and the position moves past many of their events.
+func TestSkippedStreams(t *testing.T) {
+	t.Parallel()
+	for name, config := range map[string]eventstore.SubscriberConfig{
+		"all types": {}, "types here": {Types: []string{"Noted", "Skipped"}, FilterHere: true}, "types there": {Types: []string{"Noted", "Skipped"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store, id := storetest.Open(t), uuid.NewString()
+			start, err := store.Head(t.Context())
+			require.NoError(t, err)
+			config.SkipStreams, config.Checkpoint = "skip."+id, from(start)
+			const last = 700 // in between are more than two of the windows after which the server says how far it looked
+			var passed event.Position
+			for n := 0; n <= last; {
+				_, err := store.Append(t.Context(), "skip-"+id, eventstore.Any, proposed("Noted", n))
+				require.NoError(t, err)
+				n++
+				var skipped []event.Proposed
+				for ; n%350 != 0; n++ {
+					skipped = append(skipped, proposed("Skipped", n))
+				}
+				passed, err = store.Append(t.Context(), "skip."+id+"-any", eventstore.Any, skipped[:50]...)
+				require.NoError(t, err)
+				_, err = store.Append(t.Context(), "skip."+id+"-any", eventstore.Any, skipped[50:]...)
+				require.NoError(t, err)
+			}
+			subscriber := eventstore.NewSubscriber(store, config)
+			defer subscriber.Close()
+			pages, err := subscriber.Subscribe(t.Context(), name)
+			require.NoError(t, err)
+			var got []int
+			for through := start; through.Before(passed); {
+				msg := receive(t, pages)
+				page := eventstore.PageOf(msg)
+				for _, e := range page.Events {
+					require.False(t, strings.HasPrefix(e.Stream, config.SkipStreams))
+					if e.Stream == "skip-"+id {
+						var n noted
+						require.NoError(t, json.Unmarshal(e.Data, &n))
+						got = append(got, n.Number)
+					}
+				}
+				through = page.Through
+				msg.Ack()
+			}
+			require.Equal(t, []int{0, 350, 700}, got)
+		})
+	}
+}
+
+// lonely is a store in which nobody else writes.
+func lonely(t *testing.T) *eventstore.Store {
+	t.Helper()
+	node, err := esnode.Start(esnode.Options{Dir: filepath.Join(t.TempDir(), "events"), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, node.Close()) })
+	store, err := eventstore.Open(node.ConnectionString(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	return store
+}
+
+// A subscriber passes its head while nothing else comes, and what it is given stands before that, whatever was recorded before and after it subscribed.
+func TestASubscriberPassesItsHead(t *testing.T) {
+	t.Parallel()
+	store := lonely(t)
+	add := func(stream string, events int) event.Position {
+		kind, _, _ := strings.Cut(stream, "-")
+		batch := make([]event.Proposed, events)
+		for i := range batch {
+			batch[i] = proposed(kind, i)
+		}
+		at, err := store.Append(t.Context(), stream, eventstore.Any, batch...)
+		require.NoError(t, err)
+		return at
+	}
+	for _, config := range []eventstore.SubscriberConfig{
+		{}, {SkipStreams: "usage-"}, {Types: []string{"sent"}}, {Types: []string{"sent"}, FilterHere: true, SkipStreams: "usage-"},
+	} {
+		for _, usage := range [][2]int{{1, 1}, {1, 20}, {300, 255}, {20, 600}, {600, 600}} {
+			start, err := store.Head(t.Context())
+			require.NoError(t, err)
+			given := add("sent-any", 2)
+			if config.SkipStreams == "" && len(config.Types) == 0 {
+				given = add("usage-any", usage[0])
+			} else {
+				add("usage-any", usage[0])
+			}
+			config.Checkpoint = from(start)
+			subscriber := eventstore.NewSubscriber(store, config)
+			pages, err := subscriber.Subscribe(t.Context(), "head")
+			require.NoError(t, err)
+			first := receive(t, pages)
+			add("usage-any", usage[1])
+			head, err := store.HeadFor(t.Context(), config)
+			require.NoError(t, err)
+			require.False(t, head.Before(given))
+			through := eventstore.PageOf(first).Through
+			for first.Ack(); through.Before(head); {
+				msg := receive(t, pages)
+				through = eventstore.PageOf(msg).Through
+				msg.Ack()
+			}
+			require.NoError(t, subscriber.Close())
+		}
+	}
+}
+
+func TestTheHeadOfWhatIsNotThere(t *testing.T) {
+	t.Parallel()
+	store := lonely(t)
+	_, err := store.Append(t.Context(), "usage-any", eventstore.Any, proposed("Served", 1))
+	require.NoError(t, err)
+	for _, config := range []eventstore.SubscriberConfig{{SkipStreams: "usage-"}, {Types: []string{"Sent"}}} {
+		head, err := store.HeadFor(t.Context(), config)
+		require.NoError(t, err)
+		require.True(t, head.IsZero())
+	}
 }
