@@ -18,13 +18,8 @@ type CancelSendHandler struct{ *tools }
 
 // Handle cancels the send; the deliveries that it went out in are cancelled by a worker, one by one, each unless it has ended by then.
 func (h CancelSendHandler) Handle(ctx context.Context, cmd CancelSend) error {
-	// A large send takes long to load. That of another company is not loaded: it takes no longer than one that never was.
-	first, err := h.Store.Page(ctx, send.Stream(cmd.SendID), 0, 1)
-	if err != nil {
+	if err := h.callersSend(ctx, cmd.Caller, cmd.SendID); err != nil {
 		return err
-	}
-	if len(first) == 0 || first[0].Metadata.CompanyID != cmd.Caller.CompanyID || first[0].Metadata.Environment != cmd.Caller.Environment {
-		return send.NotFound()
 	}
 	ended, err := h.Reads.SendEnded(ctx, cmd.SendID)
 	if err != nil {

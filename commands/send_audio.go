@@ -132,7 +132,8 @@ func (h SendAudioHandler) before(ctx context.Context, identity identity, id stri
 				return eventstore.Expected{}, send.Send{}, err
 			}
 			h.settle(ctx, end(history), Sends)
-			return eventstore.Expected{}, state, nil
+			state, err = send.LoadAccepted(history)
+			return eventstore.Expected{}, state, err
 		case h.now().Sub(history[len(history)-1].Metadata.Time) > abandonAfter:
 			if _, err := h.abandon(ctx, id, history); err != nil && !errors.Is(err, eventstore.ErrConflict) {
 				return eventstore.Expected{}, send.Send{}, err

@@ -58,7 +58,7 @@ func history(t *rapid.T) []event.Recorded {
 	for _, c := range worldCompanies {
 		w.add(company.Registered{CompanyID: c, Name: "Name of " + c, Plan: "standard", Prefix: "msk", TokenHash: "hash of " + c})
 	}
-	steps := []func(){w.companyStep, w.tokenStep, w.locationStep, w.locationStep, w.deviceStep, w.audioStep, w.sendStep, w.sendStep, w.partStep, w.startStep, w.cancelStep,
+	steps := []func(){w.companyStep, w.tokenStep, w.locationStep, w.locationStep, w.deviceStep, w.audioStep, w.sendStep, w.sendStep, w.partStep, w.startStep, w.cancelStep, w.changeStep,
 		w.deliveryStep, w.deliveryStep, w.deliveryStep, w.usageStep}
 	for range rapid.IntRange(0, 60).Draw(t, "steps") {
 		steps[rapid.IntRange(0, len(steps)-1).Draw(t, "step")]()
@@ -167,7 +167,7 @@ func (w *world) sendStep() {
 		s.planned = len(to)
 		scheduled := send.Scheduled{SendID: s.id, Terms: s.terms, ScheduleAt: epoch, Total: len(to), Unsealed: s.unsealed}
 		for _, user := range to {
-			scheduled.Destinations = append(scheduled.Destinations, send.ScheduledDestination{Destination: send.Destination{ExternalID: fmt.Sprint("store_", user), UserID: user}, PlayAt: epoch})
+			scheduled.Destinations = append(scheduled.Destinations, send.ScheduledDestination{Destination: send.Destination{ExternalID: fmt.Sprint("store_", user), UserID: user}, PlayAt: epoch, Timezone: zones[user%int64(len(zones))]})
 		}
 		w.add(scheduled)
 		return
@@ -224,6 +224,28 @@ func (w *world) cancelStep() {
 		if s := rapid.SampledFrom(w.sends).Draw(w.t, "send"); !s.unsealed && !s.abandoned {
 			w.add(send.Cancelled{SendID: s.id, Refused: rapid.Bool().Draw(w.t, "refused")})
 		}
+	}
+}
+
+// zones are those of scheduled destinations; some have none, as those of before.
+var zones = []string{"", "UTC", "Europe/Berlin"}
+
+// changeStep changes a scheduled send that has not begun: to a time, to clock times, or in its terms alone.
+func (w *world) changeStep() {
+	for _, s := range w.sends {
+		if s.planned < len(s.to) || s.planned == 0 || s.unsealed || s.abandoned {
+			continue
+		}
+		at := epoch.Add(time.Duration(rapid.IntRange(1, 1000).Draw(w.t, "to")) * time.Minute)
+		changed := send.Rescheduled{SendID: s.id, Terms: s.terms, ScheduleAt: at}
+		switch rapid.IntRange(0, 2).Draw(w.t, "change") {
+		case 1:
+			changed.LocalTime, changed.Times = "2026-03-02T09:00", []send.ZoneTime{{Timezone: "Europe/Berlin", PlayAt: at.Add(time.Hour)}, {Timezone: "UTC", PlayAt: at}}
+		case 2:
+			changed.LocalTime, changed.Volume = "2026-03-02T09:00", rapid.IntRange(0, 100).Draw(w.t, "volume")
+		}
+		w.add(changed)
+		return
 	}
 }
 

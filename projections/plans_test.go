@@ -26,8 +26,10 @@ func TestAPageReadsLittleMoreThanItShows(t *testing.T) {
 	for _, statement := range []string{
 		"INSERT INTO audio.item SELECT 'aud_' || i, 'co_one', 'live', 'x', '', 'announcement', 'mp3', 'audio/mpeg', 1, 1, 'x', 'x', $1::timestamptz, i FROM generate_series(1, 20000) i",
 		"INSERT INTO locations.location SELECT 'co_one', 'live', i, 's' || i, 'x', 'UTC', '{}', 'player', '', $1::timestamptz, i FROM generate_series(1, 20000) i",
-		`INSERT INTO sends.send (send_id, company_id, environment, audio_id, priority, repeat, volume, expires_in, single, local_time, total, created_at, sealed, position)
-			SELECT 'snd_' || i, 'co_one', 'live', 'aud_' || i % 5000, 'normal', 1, 100, 1, false, '', 20000, $1::timestamptz, true, i FROM generate_series(1, 20000) i`,
+		`INSERT INTO sends.send (send_id, company_id, environment, audio_id, priority, repeat, volume, expires_in, single, local_time, total, created_at, sealed, position, schedule_at, cancelled_at)
+			SELECT 'snd_' || i, 'co_one', 'live', 'aud_' || i % 5000, 'normal', 1, 100, 1, false, '', 20000, $1::timestamptz + i * interval '1 second', true, i,
+				CASE WHEN i % 2 = 0 THEN $1::timestamptz + (i * 7919 % 20000) * interval '1 minute' END, CASE WHEN i % 400 = 1 THEN $1::timestamptz END
+			FROM generate_series(1, 20000) i`,
 		"INSERT INTO sends.delivery (send_id, user_id, external_id, status, rank) SELECT 'snd_1', i, 's' || i, 'queued', 1 FROM generate_series(1, 20000) i WHERE $1::timestamptz IS NOT NULL",
 		"INSERT INTO tokens.token SELECT 'tok_' || i, 'co_one', 'live', 'x', 1, '', '{}', 'hash ' || i, NULL, NULL, $1::timestamptz, i FROM generate_series(1, 20000) i",
 	} {
@@ -58,6 +60,17 @@ func TestAPageReadsLittleMoreThanItShows(t *testing.T) {
 		then := epoch.AddDate(0, 0, -n)
 		return &then
 	}
+	after := func(d time.Duration) *time.Time {
+		then := epoch.Add(d)
+		return &then
+	}
+	second := func(n int) uint64 { return uint64(epoch.Add(time.Duration(n) * time.Second).UnixMicro()) }
+	sent := func(f sends.Filter, cursor string) func() (int, error) {
+		return func() (int, error) {
+			items, _, err := sends.List(ctx, reader, "co_one", event.Live, f, cursor, shown)
+			return len(items), err
+		}
+	}
 	for name, page := range map[string]func() (int, error){
 		"audio": func() (int, error) {
 			items, _, err := audiolibrary.List(ctx, reader, "co_one", event.Live, audiolibrary.Filter{}, at('a', 500), shown)
@@ -67,14 +80,16 @@ func TestAPageReadsLittleMoreThanItShows(t *testing.T) {
 			items, _, err := locations.List(ctx, reader, "co_one", event.Live, locations.Filter{}, at('l', 500), shown, epoch)
 			return len(items), err
 		},
-		"sends": func() (int, error) {
-			items, _, err := sends.List(ctx, reader, "co_one", event.Live, sends.Filter{}, at('s', 500), shown)
-			return len(items), err
-		},
-		"sends of audio": func() (int, error) {
-			items, _, err := sends.List(ctx, reader, "co_one", event.Live, sends.Filter{AudioID: "aud_7"}, at('s', 15_000), shown)
-			return len(items), err
-		},
+		"sends":              sent(sends.Filter{}, at('s', second(500), 500)),
+		"sends of audio":     sent(sends.Filter{AudioID: "aud_7"}, at('s', second(15_000), 15_000)),
+		"cancelled sends":    sent(sends.Filter{Status: "cancelled"}, at('s', second(15_000), 15_000)),
+		"sends of an hour":   sent(sends.Filter{CreatedAfter: after(2 * time.Hour), CreatedBefore: after(3 * time.Hour)}, ""),
+		"early sends":        sent(sends.Filter{CreatedBefore: after(time.Hour)}, ""),
+		"early cancelled":    sent(sends.Filter{Status: "cancelled", CreatedBefore: after(3 * time.Hour)}, ""),
+		"early ones of some": sent(sends.Filter{AudioID: "aud_7", CreatedBefore: after(3 * time.Hour)}, ""),
+		"a day's schedule":   sent(sends.Filter{ScheduledAfter: after(120 * time.Hour), ScheduledBefore: after(144 * time.Hour)}, ""),
+		"the early schedule": sent(sends.Filter{ScheduledBefore: after(120 * time.Hour)}, ""),
+		"the late schedule":  sent(sends.Filter{Status: "scheduled", ScheduledAfter: after(120 * time.Hour)}, at('c', second(12_000*60), 0)),
 		"deliveries": func() (int, error) {
 			items, _, err := sends.Deliveries(ctx, reader, "co_one", event.Live, "snd_1", "", at('d', 19_500), shown)
 			return len(items), err

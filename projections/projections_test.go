@@ -150,6 +150,22 @@ func TestCountsAreTheDeliveries(t *testing.T) {
 		require.NoError(t, pool.QueryRow(context.Background(), "SELECT count(*) FROM sends.send").Scan(&all))
 		require.NoError(t, pool.QueryRow(context.Background(), counted).Scan(&right))
 		require.Equal(t, all, right)
+		const located = `
+			SELECT user_id, company_id, environment, played, failed, expired, cancelled FROM sends.location WHERE played + failed + expired + cancelled > 0
+			EXCEPT
+			SELECT d.user_id, s.company_id, s.environment,
+				count(*) FILTER (WHERE d.status = 'played'), count(*) FILTER (WHERE d.status = 'failed'),
+				count(*) FILTER (WHERE d.status = 'expired'), count(*) FILTER (WHERE d.status = 'cancelled')
+			FROM sends.delivery d JOIN sends.send s ON s.send_id = d.send_id GROUP BY 1, 2, 3`
+		var wrong, counts, ended int
+		require.NoError(t, pool.QueryRow(context.Background(), "SELECT count(*) FROM ("+located+") w").Scan(&wrong))
+		require.NoError(t, pool.QueryRow(context.Background(), "SELECT coalesce(sum(played + failed + expired + cancelled), 0) FROM sends.location").Scan(&counts))
+		require.NoError(t, pool.QueryRow(context.Background(), "SELECT count(*) FROM sends.delivery WHERE status IN ('played', 'failed', 'expired', 'cancelled')").Scan(&ended))
+		require.Zero(t, wrong)
+		require.Equal(t, ended, counts)
+		var undated int
+		require.NoError(t, pool.QueryRow(context.Background(), "SELECT count(*) FROM sends.location WHERE played > 0 AND last_played_at IS NULL").Scan(&undated))
+		require.Zero(t, undated)
 	})
 }
 
@@ -175,7 +191,7 @@ func longHistory(t *testing.T) []event.Recorded {
 	return rapid.Custom(func(t *rapid.T) []event.Recorded {
 		var all []entry
 		w := &world{t: t, locations: map[int64]bool{}}
-		for _, step := range []func(){w.tokenStep, w.locationStep, w.deviceStep, w.audioStep, w.audioStep, w.sendStep, w.sendStep, w.deliveryStep, w.usageStep} {
+		for _, step := range []func(){w.tokenStep, w.locationStep, w.deviceStep, w.audioStep, w.audioStep, w.sendStep, w.sendStep, w.changeStep, w.deliveryStep, w.usageStep} {
 			for range 5 {
 				step()
 			}

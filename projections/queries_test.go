@@ -273,6 +273,152 @@ func TestSendsAndTheirDeliveries(t *testing.T) {
 	require.Empty(t, open)
 }
 
+// A change moves what is still to come, whichever way its times are told, and nothing else.
+func TestAChangedSend(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	terms := send.Terms{AudioID: "aud_1", Priority: "high", Repeat: 2, Volume: 50, ExpiresIn: 60}
+	other := send.Terms{AudioID: "aud_1", Priority: "low", Repeat: 1, Volume: 0, ExpiresIn: 30}
+	to := func(user int64, zone string) send.ScheduledDestination {
+		return send.ScheduledDestination{Destination: send.Destination{ExternalID: fmt.Sprint("store_", user), UserID: user}, PlayAt: epoch.Add(time.Hour), Timezone: zone}
+	}
+	var history []event.Payload
+	for _, id := range []string{"snd_time", "snd_clock", "snd_terms", "snd_not"} {
+		history = append(history, send.Scheduled{SendID: id, Terms: terms, ScheduleAt: epoch.Add(time.Hour), LocalTime: "2026-03-01T11:00", Total: 3,
+			Destinations: []send.ScheduledDestination{to(1, "UTC"), to(2, "Europe/Berlin"), to(3, "UTC")}})
+		history = append(history, delivery.Cancelled{Ref: delivery.Ref{SendID: id, UserID: 3}, At: epoch, Reason: "the location was removed"})
+	}
+	later := func(hours int) time.Time { return epoch.Add(time.Duration(hours) * time.Hour) }
+	history = append(history,
+		send.Rescheduled{SendID: "snd_time", Terms: other, ScheduleAt: later(5)},
+		send.Rescheduled{SendID: "snd_clock", Terms: other, ScheduleAt: later(6), LocalTime: "2026-03-01T16:00", Times: []send.ZoneTime{{Timezone: "Europe/Berlin", PlayAt: later(6)}, {Timezone: "UTC", PlayAt: later(7)}}},
+		send.Rescheduled{SendID: "snd_terms", Terms: other, ScheduleAt: later(1), LocalTime: "2026-03-01T11:00"})
+	apply(t, pool, entries(history...))
+	for id, want := range map[string]struct {
+		terms     send.Terms
+		at        time.Time
+		localTime string
+		playAt    [3]time.Time
+	}{
+		"snd_time":  {other, later(5), "", [3]time.Time{later(5), later(5), later(1)}},
+		"snd_clock": {other, later(6), "2026-03-01T16:00", [3]time.Time{later(7), later(6), later(1)}},
+		"snd_terms": {other, later(1), "2026-03-01T11:00", [3]time.Time{later(1), later(1), later(1)}},
+		"snd_not":   {terms, later(1), "2026-03-01T11:00", [3]time.Time{later(1), later(1), later(1)}},
+	} {
+		s, err := sends.Get(ctx, pool, "co_one", event.Live, id)
+		require.NoError(t, err)
+		require.Equal(t, want.terms, s.Terms, id)
+		require.Equal(t, want.at, s.ScheduleAt.UTC(), id)
+		require.Equal(t, want.localTime, s.LocalTime, id)
+		require.Equal(t, "scheduled", s.Status, id)
+		deliveries, _, err := sends.Deliveries(ctx, pool, "co_one", event.Live, id, "", "", 10)
+		require.NoError(t, err)
+		for i, d := range deliveries {
+			require.Equal(t, want.playAt[i], d.PlayAt.UTC(), "%s %d", id, i)
+		}
+	}
+}
+
+func TestSendsByTime(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	var history []event.Payload
+	for i := range 6 { // made an hour after each other; those of an even number are scheduled, the later the earlier
+		terms := send.Terms{AudioID: fmt.Sprint("aud_", i%3), Priority: "normal", Repeat: 1, Volume: 100, ExpiresIn: 60}
+		to := send.Destination{ExternalID: "store_1", UserID: 1}
+		id := fmt.Sprint("snd_", i)
+		if i%2 == 1 {
+			history = append(history, send.AudioSent{SendID: id, Terms: terms, Destination: to, Total: 1, ExpiresAt: epoch})
+			continue
+		}
+		at := epoch.Add(time.Duration(100-i) * time.Hour)
+		history = append(history, send.Scheduled{SendID: id, Terms: terms, ScheduleAt: at, Total: 1, Destinations: []send.ScheduledDestination{{Destination: to, PlayAt: at}}})
+	}
+	history = append(history, send.Cancelled{SendID: "snd_2"})
+	apply(t, pool, entries(history...))
+	hour := func(n int) *time.Time {
+		at := epoch.Add(time.Duration(n) * time.Hour)
+		return &at
+	}
+	for name, c := range map[string]struct {
+		filter sends.Filter
+		want   []string
+	}{
+		"all":                              {want: []string{"snd_5", "snd_4", "snd_3", "snd_2", "snd_1", "snd_0"}},
+		"made after one":                   {sends.Filter{CreatedAfter: hour(2)}, []string{"snd_5", "snd_4", "snd_3"}},
+		"made before one":                  {sends.Filter{CreatedBefore: hour(2)}, []string{"snd_1", "snd_0"}},
+		"made between":                     {sends.Filter{CreatedAfter: hour(0), CreatedBefore: hour(4)}, []string{"snd_3", "snd_2", "snd_1"}},
+		"scheduled, the latest first":      {sends.Filter{ScheduledAfter: hour(0)}, []string{"snd_0", "snd_2", "snd_4"}},
+		"scheduled before one":             {sends.Filter{ScheduledBefore: hour(98)}, []string{"snd_4"}},
+		"scheduled between":                {sends.Filter{ScheduledAfter: hour(96), ScheduledBefore: hour(100)}, []string{"snd_2"}},
+		"scheduled and made":               {sends.Filter{ScheduledAfter: hour(0), CreatedAfter: hour(0)}, []string{"snd_2", "snd_4"}},
+		"scheduled and not cancelled":      {sends.Filter{ScheduledAfter: hour(0), Status: "scheduled"}, []string{"snd_0", "snd_4"}},
+		"queued, of one sound, early":      {sends.Filter{Status: "queued", AudioID: "aud_1", CreatedBefore: hour(5)}, []string{"snd_1"}},
+		"scheduled at a time that is over": {sends.Filter{ScheduledBefore: hour(0)}, []string{}},
+	} {
+		got := names(walk(t, func(cursor string, _ int) ([]sends.Send, string, error) {
+			return sends.List(ctx, pool, "co_one", event.Live, c.filter, cursor, 2)
+		}), func(s sends.Send) string { return s.SendID })
+		require.Equal(t, c.want, got, name)
+	}
+	_, bySchedule, err := sends.List(ctx, pool, "co_one", event.Live, sends.Filter{ScheduledAfter: hour(0)}, "", 1)
+	require.NoError(t, err)
+	for _, cursor := range []string{bySchedule, readmodel.Cursor{List: 's', Keys: []uint64{math.MaxUint64, 1}}.String(), readmodel.Cursor{List: 's', Keys: []uint64{math.MaxInt64, 1}}.String(), readmodel.Cursor{List: 's', Keys: []uint64{1}}.String()} {
+		_, _, err = sends.List(ctx, pool, "co_one", event.Live, sends.Filter{}, cursor, 1)
+		require.Equal(t, fault.InvalidFormat, fault.CodeOf(err))
+	}
+}
+
+// The counts of a location are its company's and its environment's, whoever else has its user ID.
+func TestWhatBecameOfTheSendsToALocation(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	ctx := t.Context()
+	terms := send.Terms{AudioID: "aud_1", Priority: "normal", Repeat: 1, Volume: 100, ExpiresIn: 60}
+	var all []entry
+	add := func(company string, env event.Environment, payloads ...event.Payload) {
+		for _, p := range payloads {
+			all = append(all, entry{p, company, env})
+		}
+	}
+	ref := func(id string) delivery.Ref { return delivery.Ref{SendID: id, AudioID: "aud_1", UserID: 1} }
+	sent := func(id string, total int) send.AudioSent {
+		return send.AudioSent{SendID: id, Terms: terms, Destination: send.Destination{ExternalID: "store_1", UserID: 1}, Total: total, ExpiresAt: epoch, Unsealed: total > 1}
+	}
+	later := func(id string) send.Scheduled {
+		return send.Scheduled{SendID: id, Terms: terms, ScheduleAt: epoch, Total: 1, Destinations: []send.ScheduledDestination{{Destination: send.Destination{ExternalID: "store_1", UserID: 1}, PlayAt: epoch}}}
+	}
+	add("co_one", event.Live,
+		sent("snd_1", 1), delivery.Played{Ref: ref("snd_1"), At: epoch.Add(time.Hour)}, delivery.Played{Ref: ref("snd_1"), At: epoch.Add(5 * time.Hour)},
+		sent("snd_2", 1), delivery.Played{Ref: ref("snd_2"), At: epoch},
+		sent("snd_3", 1), delivery.Failed{Ref: ref("snd_3"), At: epoch.Add(9 * time.Hour), Reason: "no speaker"}, delivery.Played{Ref: ref("snd_3"), At: epoch.Add(10 * time.Hour)},
+		sent("snd_4", 1), delivery.Expired{Ref: ref("snd_4"), At: epoch},
+		sent("snd_5", 1), delivery.Delivered{Ref: ref("snd_5"), At: epoch},
+		sent("snd_6", 1), delivery.PlaybackStarted{Ref: ref("snd_6"), At: epoch},
+		sent("snd_7", 1), later("snd_8"), later("snd_9"), send.Cancelled{SendID: "snd_9"},
+		sent("snd_parts", 2),
+		sent("snd_refused", 1), delivery.Played{Ref: ref("snd_refused"), At: epoch}, send.Cancelled{SendID: "snd_refused", Refused: true},
+	)
+	add("co_one", event.Test, sent("snd_test", 1), delivery.Played{Ref: ref("snd_test"), At: epoch.Add(20 * time.Hour)})
+	add("co_two", event.Live, sent("snd_theirs", 1), sent("snd_theirs_2", 1), delivery.Failed{Ref: ref("snd_theirs"), At: epoch})
+	apply(t, pool, recorded(all))
+	at := func(company string, env event.Environment, user int64) sends.Stats {
+		stats, err := sends.At(ctx, pool, company, env, user)
+		require.NoError(t, err)
+		if stats.LastPlayedAt != nil {
+			*stats.LastPlayedAt = stats.LastPlayedAt.UTC()
+		}
+		return stats
+	}
+	last, lastTest := epoch.Add(time.Hour), epoch.Add(20*time.Hour)
+	require.Equal(t, sends.Stats{Counts: sends.Counts{Scheduled: 1, Queued: 1, Delivered: 1, Playing: 1, Played: 2, Failed: 1, Expired: 1, Cancelled: 1}, LastPlayedAt: &last}, at("co_one", event.Live, 1))
+	require.Equal(t, sends.Stats{Counts: sends.Counts{Played: 1}, LastPlayedAt: &lastTest}, at("co_one", event.Test, 1))
+	require.Equal(t, sends.Stats{Counts: sends.Counts{Queued: 1, Failed: 1}}, at("co_two", event.Live, 1))
+	require.Zero(t, at("co_one", event.Live, 2))
+}
+
 func TestUsageLogs(t *testing.T) {
 	t.Parallel()
 	pool := database(t)

@@ -33,7 +33,7 @@ func (w *Scheduler) Follow(ctx context.Context) error {
 	return follower{
 		Deps: w.Deps, name: "schedule",
 		types: []string{
-			send.Scheduled{}.EventType(), send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType(),
+			send.Scheduled{}.EventType(), send.Rescheduled{}.EventType(), send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType(),
 			send.BroadcastAbandoned{}.EventType(), send.Cancelled{}.EventType(),
 		},
 		handle: w.handle,
@@ -59,6 +59,8 @@ func (w *Scheduler) handle(_ context.Context, batch *pgx.Batch, events []event.R
 		switch e.Type {
 		case send.Scheduled{}.EventType():
 			batch.Queue(`INSERT INTO workers.schedule VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, p.SendID, p.ScheduleAt.Add(-send.Lead), !p.Unsealed)
+		case send.Rescheduled{}.EventType():
+			batch.Queue(`UPDATE workers.schedule SET due_at = $2 WHERE send_id = $1`, p.SendID, p.ScheduleAt.Add(-send.Lead))
 		case send.BroadcastSealed{}.EventType():
 			batch.Queue(`DELETE FROM workers.open_broadcast WHERE send_id = $1`, p.SendID)
 			batch.Queue(`UPDATE workers.schedule SET sealed = true WHERE send_id = $1`, p.SendID)
@@ -73,18 +75,18 @@ func (w *Scheduler) handle(_ context.Context, batch *pgx.Batch, events []event.R
 }
 
 func (w *Scheduler) start(ctx context.Context) (time.Duration, error) {
-	rows, err := w.Pool.Query(ctx, `SELECT send_id FROM workers.schedule WHERE sealed AND due_at <= $1 ORDER BY due_at LIMIT $2`, w.Now(), dueBatch)
+	rows, err := w.Pool.Query(ctx, `SELECT send_id, due_at FROM workers.schedule WHERE sealed AND due_at <= $1 ORDER BY due_at LIMIT $2`, w.Now(), dueBatch)
 	if err != nil {
 		return 0, err
 	}
-	due, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	due, err := pgx.CollectRows(rows, pgx.RowToStructByPos[dueSend])
 	if err != nil {
 		return 0, err
 	}
 	var failed error
-	for _, sendID := range due {
-		if err := w.startOne(ctx, sendID); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("start %s: %w", sendID, err))
+	for _, d := range due {
+		if err := w.startOne(ctx, d); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("start %s: %w", d.SendID, err))
 		}
 	}
 	if len(due) == dueBatch && failed == nil {
@@ -93,15 +95,22 @@ func (w *Scheduler) start(ctx context.Context) (time.Duration, error) {
 	return schedulerPoll, failed
 }
 
-func (w *Scheduler) startOne(ctx context.Context, sendID string) error {
-	next, more, err := w.Commands.StartScheduledSend.Handle(ctx, commands.StartScheduledSend{SendID: sendID})
+// dueSend is a send on the schedule whose time has come.
+type dueSend struct {
+	SendID string
+	DueAt  time.Time
+}
+
+// startOne starts a send and notes when to come again. The time is left as it is if it is another by now: the send was changed since, and is not due.
+func (w *Scheduler) startOne(ctx context.Context, due dueSend) error {
+	next, more, err := w.Commands.StartScheduledSend.Handle(ctx, commands.StartScheduledSend{SendID: due.SendID})
 	if err != nil {
 		return err
 	}
 	if more {
-		_, err = w.Pool.Exec(ctx, `UPDATE workers.schedule SET due_at = $2 WHERE send_id = $1`, sendID, next)
+		_, err = w.Pool.Exec(ctx, `UPDATE workers.schedule SET due_at = $3 WHERE send_id = $1 AND due_at = $2`, due.SendID, due.DueAt, next)
 		return err
 	}
-	_, err = w.Pool.Exec(ctx, `DELETE FROM workers.schedule WHERE send_id = $1`, sendID)
+	_, err = w.Pool.Exec(ctx, `DELETE FROM workers.schedule WHERE send_id = $1`, due.SendID)
 	return err
 }

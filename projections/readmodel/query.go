@@ -26,6 +26,12 @@ func (q *Query) And(condition string, arg any) *Query {
 	return q
 }
 
+// Arg adds an argument and gives what stands for it, for a condition that has several.
+func (q *Query) Arg(arg any) string {
+	q.args = append(q.args, arg)
+	return "$" + strconv.Itoa(len(q.args))
+}
+
 // End adds the end of the statement, in which `$?` stands for its argument.
 func (q *Query) End(end string, arg any) *Query {
 	q.text.WriteString(" ")
@@ -34,8 +40,7 @@ func (q *Query) End(end string, arg any) *Query {
 }
 
 func (q *Query) add(text string, arg any) {
-	q.args = append(q.args, arg)
-	q.text.WriteString(strings.ReplaceAll(text, "$?", "$"+strconv.Itoa(len(q.args))))
+	q.text.WriteString(strings.ReplaceAll(text, "$?", q.Arg(arg)))
 }
 
 // Statement is the statement's text.

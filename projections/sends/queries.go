@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -66,34 +65,60 @@ func Get(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.En
 type Filter struct {
 	Status  string
 	AudioID string
+	// The times are not included. One that is asked for by its schedule was scheduled, and those that were not are none.
+	ScheduledAfter, ScheduledBefore *time.Time
+	CreatedAfter, CreatedBefore     *time.Time
 }
 
+// endOfTime is after every moment that a list can be at.
+var endOfTime = time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// The lists, as their cursors tell them apart.
 const (
 	listed           = 's'
+	listedBySchedule = 'c'
 	listedDeliveries = 'd'
 )
 
-// List gives sends, newest first, from a cursor on ("" is the beginning). Next is empty on the last page. The error for a cursor that is none is
-// InvalidFormat.
+// List gives sends, newest first or, where they are asked for by their schedule, the latest schedule first, from a cursor on ("" is the beginning). Next is
+// empty on the last page. The error for a cursor that is none is InvalidFormat.
 func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, f Filter, cursor string, limit int) (sends []Send, next string, err error) {
-	from, err := readmodel.ParseCursor(cursor, listed, 1)
+	list, order, moment := byte(listed), `created_at`, func(s Send) time.Time { return s.CreatedAt }
+	if f.ScheduledAfter != nil || f.ScheduledBefore != nil {
+		list, order, moment = listedBySchedule, `schedule_at`, func(s Send) time.Time { return *s.ScheduleAt } // what has none is not shown
+	}
+	from, err := readmodel.ParseCursor(cursor, list, 2)
 	if err != nil {
 		return nil, "", err
 	}
-	query := readmodel.NewQuery(selection, companyID, env).And(`position < $?`, from.Key(0, math.MaxInt64))
+	query := readmodel.NewQuery(selection, companyID, env)
+	if len(from.Keys) > 0 {
+		if from.Keys[0] > uint64(endOfTime.UnixMicro()) {
+			return nil, "", readmodel.NoCursor()
+		}
+		query.And(`(`+order+`, position) < (`+query.Arg(time.UnixMicro(int64(from.Keys[0])))+`, $?)`, int64(from.Keys[1]))
+	}
 	if f.Status != "" {
 		query.And(`status = $?`, f.Status)
 	}
 	if f.AudioID != "" {
 		query.And(`audio_id = $?`, f.AudioID)
 	}
-	query.End(`ORDER BY position DESC LIMIT $?`, limit+1)
+	for _, bound := range []struct {
+		condition string
+		at        *time.Time
+	}{{`schedule_at > $?`, f.ScheduledAfter}, {`schedule_at < $?`, f.ScheduledBefore}, {`created_at > $?`, f.CreatedAfter}, {`created_at < $?`, f.CreatedBefore}} {
+		if bound.at != nil {
+			query.And(bound.condition, bound.at)
+		}
+	}
+	query.End(`ORDER BY `+order+` DESC, position DESC LIMIT $?`, limit+1)
 	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...) // an error shows in rows
 	found, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, "", fmt.Errorf("list sends: %w", err)
 	}
-	sends, next = readmodel.Next(listed, found, limit, func(s Send) []uint64 { return []uint64{uint64(s.position)} })
+	sends, next = readmodel.Next(list, found, limit, func(s Send) []uint64 { return []uint64{uint64(moment(s).UnixMicro()), uint64(s.position)} })
 	return sends, next, nil
 }
 
@@ -128,18 +153,48 @@ func Deliveries(ctx context.Context, pool *pgxpool.Pool, companyID string, env e
 	if _, err := Get(ctx, pool, companyID, env, sendID); err != nil {
 		return nil, "", err
 	}
-	query := readmodel.NewQuery(`SELECT `+deliveryColumns+` FROM sends.delivery d WHERE d.send_id = $1`, sendID).And(`d.user_id > $?`, from.Key(0, 0))
-	if status != "" {
-		query.And(`d.status = $?`, status)
-	}
-	query.End(`ORDER BY d.user_id LIMIT $?`, limit+1)
-	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...)
-	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Delivery])
+	found, err := deliveriesAfter(ctx, pool, sendID, status, from.Key(0, 0), limit+1)
 	if err != nil {
-		return nil, "", fmt.Errorf("list deliveries: %w", err)
+		return nil, "", err
 	}
 	deliveries, next = readmodel.Next(listedDeliveries, found, limit, func(d Delivery) []uint64 { return []uint64{uint64(d.UserID)} })
 	return deliveries, next, nil
+}
+
+// deliveriesAfter gives deliveries of a send, in the order of their user IDs, after one of them.
+func deliveriesAfter(ctx context.Context, pool *pgxpool.Pool, sendID, status string, userID int64, limit int) ([]Delivery, error) {
+	query := readmodel.NewQuery(`SELECT `+deliveryColumns+` FROM sends.delivery d WHERE d.send_id = $1`, sendID).And(`d.user_id > $?`, userID)
+	if status != "" {
+		query.And(`d.status = $?`, status)
+	}
+	query.End(`ORDER BY d.user_id LIMIT $?`, limit)
+	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...) // an error shows in rows
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Delivery])
+	if err != nil {
+		return nil, fmt.Errorf("list deliveries: %w", err)
+	}
+	return found, nil
+}
+
+// deliveriesPage is how many deliveries EachDelivery holds at a time.
+const deliveriesPage = 1000
+
+// EachDelivery gives all deliveries of a send that Get found, in the order of their user IDs, a page at a time; status filters them unless it is "". No
+// connection is held while a page is handled, however long that takes. It ends with the first error, its own or that of page.
+func EachDelivery(ctx context.Context, pool *pgxpool.Pool, sendID, status string, page func([]Delivery) error) error {
+	for after, more := int64(0), true; more; {
+		found, err := deliveriesAfter(ctx, pool, sendID, status, after, deliveriesPage)
+		if err != nil {
+			return err
+		}
+		if err := page(found); err != nil {
+			return err
+		}
+		if more = len(found) == deliveriesPage; more {
+			after = found[len(found)-1].UserID
+		}
+	}
+	return nil
 }
 
 // FindDelivery finds a company's delivery, and what its events say of it.
@@ -201,4 +256,28 @@ func OpenAt(ctx context.Context, pool *pgxpool.Pool, companyID string, env event
 		return nil, fmt.Errorf("find a location's open deliveries: %w", err)
 	}
 	return refs, nil
+}
+
+// Stats tells what became of the sends to a location.
+type Stats struct {
+	Counts
+	// LastPlayedAt is nil where nothing was ever played.
+	LastPlayedAt *time.Time
+}
+
+// At counts the deliveries of a location. Those that have ended are counted already; those that are open have an index of their own.
+func At(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, userID int64) (s Stats, err error) {
+	const query = `
+		SELECT o.scheduled, o.queued, o.delivered, o.playing, coalesce(l.played, 0), coalesce(l.failed, 0), coalesce(l.expired, 0), coalesce(l.cancelled, 0), l.last_played_at
+		FROM (
+			SELECT count(*) FILTER (WHERE d.status = 'scheduled') AS scheduled, count(*) FILTER (WHERE d.status = 'queued') AS queued,
+				count(*) FILTER (WHERE d.status = 'delivered') AS delivered, count(*) FILTER (WHERE d.status = 'playing') AS playing
+			FROM sends.delivery d JOIN sends.send s ON s.send_id = d.send_id
+			WHERE d.user_id = $3 AND d.status IN ('scheduled', 'queued', 'delivered', 'playing') AND s.company_id = $1 AND s.environment = $2 AND s.sealed
+		) o LEFT JOIN sends.location l ON l.company_id = $1 AND l.environment = $2 AND l.user_id = $3`
+	err = pool.QueryRow(ctx, query, companyID, env, userID).Scan(&s.Scheduled, &s.Queued, &s.Delivered, &s.Playing, &s.Played, &s.Failed, &s.Expired, &s.Cancelled, &s.LastPlayedAt)
+	if err != nil {
+		return Stats{}, fmt.Errorf("count a location's deliveries: %w", err)
+	}
+	return s, nil
 }

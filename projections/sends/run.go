@@ -56,6 +56,7 @@ type change struct {
 	externalID string
 	playAt     *time.Time
 	expiresAt  *time.Time
+	timezone   *string
 
 	status                            string
 	rank                              int
@@ -78,6 +79,9 @@ func (r *run) take(e event.Recorded) (taken bool, err error) {
 			d := &p.Destinations[i]
 			c := r.of(p.SendID, d.UserID)
 			c.plan(d.ExternalID, &d.PlayAt, nil)
+			if d.Timezone != "" {
+				c.timezone = &d.Timezone
+			}
 			c.reach(scheduled, rankScheduled, "")
 		}
 	case send.AudioSent{}.EventType():
@@ -225,7 +229,7 @@ type changes struct {
 	userIDs                                                []int64
 	ranks                                                  []int16
 	playAt, expiresAt, queued, delivered, playing, endedAt []*time.Time
-	reasons                                                []*string
+	reasons, timezones                                     []*string
 }
 
 func (cs *changes) add(c *change) {
@@ -233,21 +237,21 @@ func (cs *changes) add(c *change) {
 	cs.statuses, cs.ranks = append(cs.statuses, c.status), append(cs.ranks, int16(c.rank))
 	cs.playAt, cs.expiresAt = append(cs.playAt, c.playAt), append(cs.expiresAt, c.expiresAt)
 	cs.queued, cs.delivered, cs.playing = append(cs.queued, c.queued), append(cs.delivered, c.delivered), append(cs.playing, c.playing)
-	cs.endedAt, cs.reasons = append(cs.endedAt, c.ended), append(cs.reasons, c.reason)
+	cs.endedAt, cs.reasons, cs.timezones = append(cs.endedAt, c.ended), append(cs.reasons, c.reason), append(cs.timezones, c.timezone)
 }
 
 func (cs *changes) queue(batch *pgx.Batch, statement string) {
 	if len(cs.sendIDs) > 0 {
-		batch.Queue(statement, cs.sendIDs, cs.userIDs, cs.externalIDs, cs.statuses, cs.ranks, cs.playAt, cs.expiresAt, cs.queued, cs.delivered, cs.playing, cs.endedAt, cs.reasons)
+		batch.Queue(statement, cs.sendIDs, cs.userIDs, cs.externalIDs, cs.statuses, cs.ranks, cs.playAt, cs.expiresAt, cs.queued, cs.delivered, cs.playing, cs.endedAt, cs.reasons, cs.timezones)
 	}
 }
 
-// The two statements that write deliveries differ in the middle: the rows are made, or moved on; both keep the counts of their sends. A statement sees
-// the tables as they were before it, so `before` has the old status.
+// The two statements that write deliveries differ in the middle: the rows are made, or moved on; both keep the counts of their sends, and of what
+// has ended at their locations. A statement sees the tables as they were before it, so `before` has the old status. Rank 4 is rankEnded.
 const (
 	makeDeliveries = theChanges + `
-		INSERT INTO delivery AS d (send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason)
-		SELECT send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason FROM v
+		INSERT INTO delivery AS d (send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason, timezone)
+		SELECT send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason, timezone FROM v
 		ON CONFLICT (send_id, user_id) DO UPDATE SET
 			status = CASE WHEN excluded.rank > d.rank THEN excluded.status ELSE d.status END,
 			reason = CASE WHEN excluded.rank > d.rank THEN excluded.reason ELSE d.reason END,
@@ -274,14 +278,28 @@ const (
 	theChanges = `
 		WITH v AS (
 			SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[],
-				$9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::text[])
-				AS v (send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason)
+				$9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::text[], $13::text[])
+				AS v (send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason, timezone)
 		), before AS (
-			SELECT d.send_id, d.user_id, d.status FROM v JOIN delivery d ON d.send_id = v.send_id AND d.user_id = v.user_id
+			SELECT d.send_id, d.user_id, d.status, d.rank FROM v JOIN delivery d ON d.send_id = v.send_id AND d.user_id = v.user_id
 		), after AS (`
 
 	theCounts = `
-			RETURNING d.send_id, d.user_id, d.status
+			RETURNING d.send_id, d.user_id, d.status, d.rank, d.ended_at
+		), located AS (
+			INSERT INTO location AS l (user_id, company_id, environment, played, failed, expired, cancelled, last_played_at)
+			SELECT c.user_id, s.company_id, s.environment,
+				coalesce(sum(n) FILTER (WHERE c.status = 'played'), 0), coalesce(sum(n) FILTER (WHERE c.status = 'failed'), 0),
+				coalesce(sum(n) FILTER (WHERE c.status = 'expired'), 0), coalesce(sum(n) FILTER (WHERE c.status = 'cancelled'), 0),
+				max(c.ended_at) FILTER (WHERE c.status = 'played')
+			FROM (
+				SELECT send_id, user_id, status, ended_at, 1 AS n FROM after WHERE rank = 4
+				UNION ALL SELECT send_id, user_id, status, NULL, -1 FROM before WHERE rank = 4
+			) c JOIN send s ON s.send_id = c.send_id
+			GROUP BY c.user_id, s.company_id, s.environment HAVING sum(n) > 0
+			ON CONFLICT (user_id, company_id, environment) DO UPDATE SET
+				played = l.played + excluded.played, failed = l.failed + excluded.failed, expired = l.expired + excluded.expired, cancelled = l.cancelled + excluded.cancelled,
+				last_played_at = greatest(l.last_played_at, excluded.last_played_at)
 		), counts AS (
 			SELECT send_id, status, sum(n) AS n
 			FROM (SELECT send_id, status, 1 AS n FROM after UNION ALL SELECT send_id, status, -1 FROM before) c
