@@ -37,6 +37,7 @@ func TestAPI(t *testing.T) {
 		"a tag is of one company":                          tagsAreOfOneCompany,
 		"what is not sent again counts":                    notModifiedCounts,
 		"conditions that nothing keeps to are refused":     conditionsAreRefused,
+		"URLs in answers begin as is set":                  urlsBeginAsIsSet,
 		"partners' URLs keep their form":                   partnersURLsKeepTheirForm,
 		"answers are packed":                               answersArePacked,
 		"published files are packed":                       publishedFilesArePacked,

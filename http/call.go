@@ -107,8 +107,11 @@ func (c *call) absolute(path string) string {
 	return c.base + path
 }
 
-// baseURL is the scheme and host that the caller reached us by.
+// baseURL is the scheme and host that URLs of ours begin with: those that are set, or else those that the caller reached us by.
 func (s *Server) baseURL(r *http.Request) *url.URL {
+	if s.publicURL != nil {
+		return s.publicURL
+	}
 	base := &url.URL{Scheme: "http", Host: r.Host}
 	if r.TLS != nil {
 		base.Scheme = "https"

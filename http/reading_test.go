@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -265,6 +266,23 @@ func partnersURLsKeepTheirForm(t *testing.T, w *world) {
 	require.NotEqual(t, first.Header.Get("ETag"), third.Header.Get("ETag"))
 	expires := number(t, regexp.MustCompile(`expires=(\d+)`).FindStringSubmatch(one.URL)[1])
 	require.EqualValues(t, now.Add(90*time.Minute-time.Second).Unix(), expires)
+}
+
+// URLs in answers begin as the server is told, whatever a caller says of the way that it came.
+func urlsBeginAsIsSet(t *testing.T, w *world) {
+	s := w.shop(t)
+	config := w.config
+	config.PublicURL = &url.URL{Scheme: "https", Host: "api.musique.app"}
+	_, base, _ := w.serve(t, config)
+	ask := func(path string) reply {
+		return call(t, http.MethodGet, base+v1+path, s.token, nil, header{"X-Forwarded-Host", "elsewhere.example"}, header{"X-Forwarded-Proto", "http"})
+	}
+	page := ask("/audio?limit=1")
+	require.Regexp(t, `^<https://api\.musique\.app/api/v1/integration/audio\?cursor=`, page.Header.Get("Link"))
+	require.Regexp(t, `^https://api\.musique\.app/media/`, ok[[]uploaded](t, page, http.StatusOK)[0].URL)
+	require.Regexp(t, `^https://api\.musique\.app/docs/errors#`, refused(t, ask("/audio/none"), http.StatusNotFound, "not_found").Error.DocURL)
+	stream := w.listen(t, base, s.device.Token, "")
+	require.Regexp(t, `^https://api\.musique\.app/media/`, stream.next("deliver").data["audio"].(object)["url"]) //nolint:forcetypeassert // a test
 }
 
 // Answers go out in gzip to who takes it, and are the same answers.

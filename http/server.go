@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -47,6 +48,8 @@ type Config struct {
 	Version string
 	// OpsToken is what operators present on the ops address. Empty lets in whoever reaches the address, which is for loopback only.
 	OpsToken string
+	// PublicURL is the scheme and host that URLs in answers begin with; nil is those that the caller reached us by.
+	PublicURL *url.URL
 	// TrustForwarded believes X-Forwarded-For, -Proto and -Host: set it only behind a proxy that overwrites them. Default false.
 	TrustForwarded bool
 	// SpoolDir is where uploads are kept while they arrive; empty is the system's temporary folder.
@@ -72,6 +75,7 @@ type Server struct {
 	checks         Checks
 	version        string
 	opsToken       string
+	publicURL      *url.URL
 	trustForwarded bool
 	spoolDir       string
 	registry       *prometheus.Registry
@@ -110,7 +114,7 @@ func New(config Config) (*Server, error) {
 	}
 	s := &Server{
 		commands: config.Commands, reads: config.Reads, pool: config.Pool, store: config.Store, inbox: config.Inbox, blobs: config.Blobs, signer: blobs.NewSigner(config.Keys.SigningKeys("media")), keys: config.Keys, plans: config.Plans, checks: config.Checks,
-		version: config.Version, opsToken: config.OpsToken, trustForwarded: config.TrustForwarded, spoolDir: config.SpoolDir,
+		version: config.Version, opsToken: config.OpsToken, publicURL: config.PublicURL, trustForwarded: config.TrustForwarded, spoolDir: config.SpoolDir,
 		registry: config.Registry, log: config.Log, now: config.Now, reference: reference, metrics: metrics, streams: newStreams(), drained: make(chan struct{}),
 	}
 	if s.now == nil {

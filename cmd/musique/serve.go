@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -60,6 +61,7 @@ var serveSettings = []setting{
 	{"log-level", "MUSIQUE_LOG_LEVEL", "info", "debug, info, warn or error"},
 	{"ops-token", "MUSIQUE_OPS_TOKEN", "", "bearer token for /ops; required where the ops address is not loopback; prefer the variable, since flags show in process lists"},
 	{"secret-key", "MUSIQUE_SECRET_KEY", "", "64 hexadecimal digits that tokens are hashed with, several parted by commas to rotate; empty is the file secret.key in the data folder; prefer the variable"},
+	{"public-url", "MUSIQUE_PUBLIC_URL", "", "what URLs in answers begin with, such as https://api.example.com; empty is what each caller reached the server by"},
 	{"trust-forwarded", "MUSIQUE_TRUST_FORWARDED", "false", "true believes X-Forwarded-For, -Proto and -Host: only behind a proxy that overwrites them"},
 	{"demo", "MUSIQUE_DEMO", "true", "false makes no demo company on a first run with everything embedded"},
 }
@@ -82,6 +84,7 @@ type serveConfig struct {
 	roles                        []string
 	logFormat, logLevel          string
 	opsToken, secretKey          string
+	publicURL                    *url.URL // nil is none
 	trustForwarded, demo         bool
 	plans                        company.Plans
 }
@@ -158,6 +161,9 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 	if c.roles, err = parseRoles(get("roles")); err != nil {
 		return serveConfig{}, err
 	}
+	if c.publicURL, err = parsePublicURL(get("public-url")); err != nil {
+		return serveConfig{}, err
+	}
 	if c.plans, err = parsePlans(rest); err != nil {
 		return serveConfig{}, err
 	}
@@ -167,6 +173,18 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 		return serveConfig{}, fmt.Errorf("the ops address %s is not loopback: set MUSIQUE_OPS_TOKEN", c.opsAddr)
 	}
 	return c, nil
+}
+
+// parsePublicURL reads a scheme and a host, and nothing else; nil for an empty text.
+func parsePublicURL(text string) (*url.URL, error) {
+	if text == "" {
+		return nil, nil
+	}
+	given, err := url.Parse(text)
+	if err != nil || (given.Scheme != "http" && given.Scheme != "https") || given.Hostname() == "" || strings.TrimSuffix(text, "/") != given.Scheme+"://"+given.Host {
+		return nil, fmt.Errorf("--public-url is a scheme and a host such as https://api.example.com, not %q", text)
+	}
+	return &url.URL{Scheme: given.Scheme, Host: given.Host}, nil
 }
 
 func parseRoles(text string) ([]string, error) {

@@ -62,6 +62,7 @@ func TestConfigurationFile(t *testing.T) {
 	t.Setenv("MUSIQUE_CONFIG", path)
 	require.NoError(t, os.WriteFile(path, []byte(`
 roles: [api, projections]
+public-url: https://api.example.com/
 kafka: [kafka-1:9092, "kafka-2:9092"]
 demo: false
 plans:
@@ -75,6 +76,7 @@ plans:
 	require.Equal(t, []string{"api", "projections"}, c.roles)
 	require.Equal(t, "kafka-1:9092,kafka-2:9092", c.kafka)
 	require.False(t, c.demo)
+	require.Equal(t, "https://api.example.com", c.publicURL.String())
 	require.Equal(t, 7, c.plans["standard"].PerMinute)
 	require.Equal(t, 1_000, c.plans["standard"].PerHour)
 	require.Equal(t, int64(9), c.plans["gold"].MonthlySends)
@@ -109,6 +111,14 @@ func TestWrongSettings(t *testing.T) {
 		{"serve --log-level loud", `--log-level is debug, info, warn or error, not "loud"`},
 		{"serve --demo perhaps", `--demo is true or false, not "perhaps"`},
 		{"serve --trust-forwarded 2", `--trust-forwarded is true or false, not "2"`},
+		{"serve --public-url api.example.com", `--public-url is a scheme and a host such as https://api.example.com, not "api.example.com"`},
+		{"serve --public-url ftp://api.example.com", "--public-url is a scheme and a host"},
+		{"serve --public-url https://", "--public-url is a scheme and a host"},
+		{"serve --public-url https://:443", "--public-url is a scheme and a host"},
+		{"serve --public-url https://a@api.example.com", "--public-url is a scheme and a host"},
+		{"serve --public-url https://api.example.com/v1", "--public-url is a scheme and a host"},
+		{"serve --public-url https://api.example.com?a", "--public-url is a scheme and a host"},
+		{"serve --public-url https://api.example.com#a", "--public-url is a scheme and a host"},
 		{"serve --secret-key 0123", "--secret-key: a secret key is 64 hexadecimal digits"},
 		{"serve --data-dir /dev/null/data", "data folder: mkdir /dev/null: not a directory"},
 		{"serve --config /nowhere.yaml", "configuration file: open /nowhere.yaml: no such file or directory"},
