@@ -24,7 +24,7 @@ const (
 	finalizeTimeout = 700 * time.Millisecond
 	// dropLock is the advisory lock of who drops.
 	dropLock = 0x6d757377
-	// closeTimeout bounds the goodbye to the server.
+	// closeTimeout bounds the goodbye to the server, the lock's included.
 	closeTimeout = time.Second
 )
 
@@ -44,11 +44,11 @@ func DropExpired(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, dropTimeout)
 	defer cancel()
 	before := weekOf(now.Add(-Retention))
-	// It goes back with the clock too: one that was ahead for a while must not keep requests out until it is right.
-	if _, err := pool.Exec(ctx, `UPDATE usage.kept SET since = $1 WHERE since <> $1`, before); err != nil {
+	var kept bool
+	if err := pool.QueryRow(ctx, `SELECT since = $1 FROM usage.kept`, before).Scan(&kept); err != nil {
 		return fmt.Errorf("drop usage logs: %w", err)
 	}
-	if _, found, err := findExpired(ctx, pool, before); err != nil || !found {
+	if _, found, err := findExpired(ctx, pool, before); err != nil || kept && !found {
 		return err
 	}
 	config := pool.Config().ConnConfig
@@ -57,27 +57,51 @@ func DropExpired(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("drop usage logs: %w", err)
 	}
+	var mine bool
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
-		_ = conn.Close(ctx) // it is given up either way, and the lock with it
+		if mine { // the server ends the session, and with it the lock, some time after it was closed: the next call may come before
+			_, _ = conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, dropLock)
+		}
+		_ = conn.Close(ctx) // it is given up either way
 	}()
-	var mine bool
 	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, dropLock).Scan(&mine); err != nil {
 		return fmt.Errorf("drop usage logs: %w", err)
 	}
 	if !mine {
 		return fmt.Errorf("%w: another process is at it", ErrNotYet)
 	}
+	if err := keep(ctx, conn, before); err != nil {
+		return err
+	}
 	for {
 		e, found, err := findExpired(ctx, conn, before)
-		if err != nil || !found {
+		if err != nil {
 			return err
+		}
+		if !found {
+			return keep(ctx, conn, before)
 		}
 		if err := e.advance(ctx, conn); err != nil {
 			return err
 		}
 	}
+}
+
+// keep has requests written from a time on, and none of weeks that are on their way out: they have no place. It goes back with the clock too: one that was
+// ahead for a while must not keep requests out until it is right. Who has the lock calls it, so that no week is on its way out that it does not see.
+func keep(ctx context.Context, conn *pgx.Conn, since time.Time) error {
+	const update = `
+		UPDATE usage.kept SET since = k.since FROM (
+			SELECT greatest($1::timestamptz, max(to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC') + $2::interval) AS since
+			FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+			WHERE c.relnamespace = 'usage'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^request_[0-9]{8}$' AND (NOT c.relispartition OR i.inhdetachpending)
+		) k WHERE kept.since <> k.since`
+	if _, err := conn.Exec(ctx, update, since, week); err != nil {
+		return fmt.Errorf("keep usage logs: %w", err)
+	}
+	return nil
 }
 
 // expired is a week that is over, and how far it is on its way out.
@@ -126,6 +150,9 @@ func (e expired) advance(ctx context.Context, conn *pgx.Conn) error {
 		return fmt.Errorf("drop usage logs: %w", err)
 	}
 	_, err := conn.Exec(ctx, statement)
+	if _, reset := conn.Exec(ctx, `RESET statement_timeout`); err == nil && reset != nil { // what comes next has as long as it takes
+		err = reset
+	}
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && (refused.Code == queryCanceled || refused.Code == lockNotAvailable) {
 		return fmt.Errorf("%w: %s: %w", ErrNotYet, e.table, err)
 	}

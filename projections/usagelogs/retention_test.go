@@ -74,14 +74,21 @@ func (w world) serve(t *testing.T, times ...time.Time) (requestIDs []string) {
 	return requestIDs
 }
 
-// log is serve, and waits until the projection has passed the requests. One more, of today, tells that it has.
+// log is serve, and waits until the projection has passed the requests. One more, of today, tells that it has. A session may see what another committed
+// before it knows of the partitions that this one made; so it is another transaction that tells.
 func (w world) log(t *testing.T, times ...time.Time) (requestIDs []string) {
 	t.Helper()
 	ids := w.serve(t, append(slices.Clone(times), today)...)
-	mark := ids[len(times)]
-	require.Eventually(t, func() bool { return len(w.list(t, today, usagelogs.Filter{RequestID: mark})) == 1 }, commandstest.Patience, 5*time.Millisecond)
+	w.shown(t, ids[len(times)])
+	w.shown(t, w.serve(t, today)[0])
 	w.runs(t)
 	return ids[:len(times)]
+}
+
+// shown waits until a request is.
+func (w world) shown(t *testing.T, requestID string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(w.list(t, today, usagelogs.Filter{RequestID: requestID})) == 1 }, commandstest.Patience, 5*time.Millisecond)
 }
 
 // runs checks that the projection does not stand still.
@@ -207,7 +214,7 @@ func TestWeeksThatAreOverStandInNobodysWay(t *testing.T) {
 	t.Run("requests that come late for them stop nothing", func(t *testing.T) {
 		before := len(w.list(t, today, usagelogs.Filter{}))
 		w.log(t, ago(120*day), ago(105*day), ago(2*time.Minute))
-		require.Len(t, w.list(t, today, usagelogs.Filter{}), before+2)
+		require.Len(t, w.list(t, today, usagelogs.Filter{}), before+3)
 	})
 	end()
 	w.drop(t, today)
@@ -253,6 +260,27 @@ func TestWhatWasBegunIsFinished(t *testing.T) {
 		w.drop(t, today)
 		require.Equal(t, []string{week(today)}, w.weeks(t))
 	})
+	t.Run("beside requests of its time", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		kept := w.log(t, ago(30*day), ago(10*day))
+		table := week(ago(30 * day))
+		_, err := w.pool.Exec(t.Context(), `ALTER TABLE usage.request DETACH PARTITION usage.`+table+` CONCURRENTLY`)
+		require.NoError(t, err)
+		tx, err := w.pool.Begin(t.Context())
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+		_, err = tx.Exec(t.Context(), `LOCK TABLE usage.`+table+` IN ACCESS SHARE MODE`)
+		require.NoError(t, err)
+		// A clock that was ahead had it dropped, and is right again.
+		require.ErrorIs(t, usagelogs.DropExpired(t.Context(), w.pool, today), usagelogs.ErrNotYet)
+		late := w.log(t, ago(30*day), ago(9*day))
+		require.Equal(t, []string{late[1], kept[1]}, w.list(t, today, usagelogs.Filter{})[4:], "only those of that week have no place")
+		require.NoError(t, tx.Rollback(t.Context()))
+		w.drop(t, today)
+		again := w.log(t, ago(30*day))
+		require.Contains(t, w.list(t, today, usagelogs.Filter{}), again[0])
+	})
 	t.Run("by a clock that was wrong", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
@@ -262,10 +290,48 @@ func TestWhatWasBegunIsFinished(t *testing.T) {
 		require.True(t, w.pending(t, week(ago(30*day))))
 		end()
 		w.drop(t, today)
-		require.Equal(t, kept[1:], w.list(t, today, usagelogs.Filter{})[1:], "what was not on its way out stays")
+		require.Equal(t, kept[1:], w.list(t, today, usagelogs.Filter{})[2:], "what was not on its way out stays")
 		again := w.log(t, ago(30*day))
 		require.Contains(t, w.list(t, today, usagelogs.Filter{}), again[0], "requests of that time are logged again")
 	})
+}
+
+// What is about to be written of a week that is over is written, and dropped with it.
+func TestWhoDropsWaitsForWhoWrites(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.log(t, ago(105*day))
+	tx, err := w.pool.Begin(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	_, err = tx.Exec(t.Context(), `SET LOCAL search_path TO usage`)
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), `SELECT make_weeks(ARRAY[$1::timestamptz])`, ago(105*day))
+	require.NoError(t, err)
+	dropping := w.dropping()
+	require.NotZero(t, w.waits(t, dropping))
+	_, err = tx.Exec(t.Context(), `INSERT INTO request SELECT gen_random_uuid(), company_id, environment, at, request_id, method, path, endpoint, status, duration_ms, external_id, token_id, ip, user_agent, error_code
+		FROM request WHERE at = $1`, ago(105*day))
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit(t.Context()))
+	if err := <-dropping; !errors.Is(err, usagelogs.ErrNotYet) {
+		require.NoError(t, err)
+	}
+	w.drop(t, today)
+	require.Equal(t, []string{week(today)}, w.weeks(t))
+}
+
+// The next to drop need not wait for the server to have noticed that the one before is gone.
+func TestWhoHasDroppedIsInNobodysWay(t *testing.T) {
+	t.Parallel()
+	w := world{pool: postgrestest.New(t)}
+	require.NoError(t, projections.Migrate(t.Context(), w.pool))
+	for range 30 {
+		_, err := w.pool.Exec(t.Context(), `CREATE TABLE usage.request_20200102 ()`)
+		require.NoError(t, err)
+		require.NoError(t, usagelogs.DropExpired(t.Context(), w.pool, today))
+		require.True(t, w.ask(t, `SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`))
+	}
 }
 
 func TestManyMayDropAtOnce(t *testing.T) {
@@ -390,7 +456,7 @@ func TestADatabaseOfTheVersionBefore(t *testing.T) {
 	w.project(t)
 	new := w.log(t, ago(20*day), ago(time.Hour))
 	shown := w.list(t, today, usagelogs.Filter{})
-	require.Equal(t, []string{new[1], "newest", "twice", new[0]}, shown[1:])
+	require.Equal(t, []string{new[1], "newest", "twice", new[0]}, shown[2:])
 	w.drop(t, today)
 	require.Equal(t, shown, w.list(t, today, usagelogs.Filter{}))
 	require.Equal(t, []string{week(ago(20 * day)), week(ago(10 * day)), week(today)}, w.weeks(t))
