@@ -1,11 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -96,7 +96,16 @@ func newServe() *cobra.Command {
 		Long: `Run the server. Without settings it runs everything that it needs inside itself, durable in --data-dir, and makes a demo company on its
 first run. When it is ready it says where, in one line of JSON with --log-format json.
 
-The roles publisher and webhooks have no work in this version.`,
+The roles publisher and webhooks have no work in this version.
+
+The configuration file may also have a section 'plans': the figures of plans by name, each a whole number of 1 or more. What a plan does not say stays
+as it is; a plan with a name of its own begins as the standard one.
+
+  plans:
+    standard: {perMinute: 200}
+    gold:
+` + planHelp() + `
+perMinute, perHour, perDay and uploadsPerHour count per token; the quotas that begin with monthly, and storageBytes, per company and environment.`,
 		Example: `  musique serve
   musique serve --http-addr 0.0.0.0:8080 --data-dir /var/lib/musique
   MUSIQUE_DATABASE_URL=postgres://… MUSIQUE_KAFKA_BROKERS=kafka:9092 MUSIQUE_EVENTSTORE_URL=esdb://… musique serve --roles api`,
@@ -210,15 +219,15 @@ func parsePlans(sections map[string]yaml.Node) (company.Plans, error) {
 		return plans, nil
 	}
 	var overrides map[string]yaml.Node
-	if err := node.Decode(&overrides); err != nil {
-		return nil, fmt.Errorf("configuration file, plans: %w", err)
+	if node.Decode(&overrides) != nil {
+		return nil, errors.New("configuration file, plans: give figures by the name of a plan, such as 'standard: {perMinute: 200}'")
 	}
 	for name, override := range overrides {
 		plan, known := plans[name]
 		if !known {
 			plan = usual[company.Standard]
 		}
-		if err := decodeStrictly(override, &plan); err != nil {
+		if err := setFigures(&plan, override); err != nil {
 			return nil, fmt.Errorf("configuration file, plan %s: %w", name, err)
 		}
 		plans[name] = plan
@@ -226,16 +235,61 @@ func parsePlans(sections map[string]yaml.Node) (company.Plans, error) {
 	return plans, nil
 }
 
-// decodeStrictly is yaml.Node.Decode that takes no field that there is not.
-func decodeStrictly(node yaml.Node, to any) error {
-	raw, err := yaml.Marshal(&node)
-	if err != nil {
-		return err
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(raw))
-	decoder.KnownFields(true)
-	return decoder.Decode(to)
+// planKeys are the figures of a plan in the order that they are shown in.
+var planKeys = []struct {
+	name string
+	get  func(company.Plan) int64
+	set  func(*company.Plan, int64)
+}{
+	{"perMinute", func(p company.Plan) int64 { return int64(p.PerMinute) }, func(p *company.Plan, n int64) { p.PerMinute = int(n) }},
+	{"perHour", func(p company.Plan) int64 { return int64(p.PerHour) }, func(p *company.Plan, n int64) { p.PerHour = int(n) }},
+	{"perDay", func(p company.Plan) int64 { return int64(p.PerDay) }, func(p *company.Plan, n int64) { p.PerDay = int(n) }},
+	{"uploadsPerHour", func(p company.Plan) int64 { return int64(p.UploadsPerHour) }, func(p *company.Plan, n int64) { p.UploadsPerHour = int(n) }},
+	{"uploadBytes", func(p company.Plan) int64 { return p.UploadBytes }, func(p *company.Plan, n int64) { p.UploadBytes = n }},
+	{"monthlySends", func(p company.Plan) int64 { return p.MonthlySends }, func(p *company.Plan, n int64) { p.MonthlySends = n }},
+	{"monthlyUploads", func(p company.Plan) int64 { return p.MonthlyUploads }, func(p *company.Plan, n int64) { p.MonthlyUploads = n }},
+	{"storageBytes", func(p company.Plan) int64 { return p.StorageBytes }, func(p *company.Plan, n int64) { p.StorageBytes = n }},
 }
+
+// planHelp shows all figures of a plan, with those of the standard one.
+func planHelp() string {
+	var b strings.Builder
+	for _, key := range planKeys {
+		fmt.Fprintf(&b, "      %s: %d\n", key.name, key.get(company.DefaultPlans()[company.Standard]))
+	}
+	return b.String()
+}
+
+// setFigures gives a plan the figures that the file names.
+func setFigures(plan *company.Plan, node yaml.Node) error {
+	var figures map[string]yaml.Node
+	if node.Decode(&figures) != nil {
+		return errors.New("give its figures by name, such as {perMinute: 200}")
+	}
+	for _, key := range planKeys {
+		figure, given := figures[key.name]
+		if !given {
+			continue
+		}
+		delete(figures, key.name)
+		var n int64
+		if figure.Decode(&n) != nil || n < 1 || n > maxFigure {
+			return fmt.Errorf("%s is a whole number from 1 to %d, not %s", key.name, int64(maxFigure), figure.Value)
+		}
+		key.set(plan, n)
+	}
+	if unknown := slices.Sorted(maps.Keys(figures)); len(unknown) > 0 {
+		var names []string
+		for _, key := range planKeys {
+			names = append(names, key.name)
+		}
+		return fmt.Errorf("there is no figure %q; choose from %s", unknown[0], strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// maxFigure keeps what is reckoned with the figures of a plan in range, and exact in every JSON reader (RFC 8259 §6).
+const maxFigure = 1 << 52
 
 // checkAddress refuses what is no host:port.
 func checkAddress(address string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -85,7 +86,11 @@ func readConfig(flags *pflag.FlagSet) (map[string]yaml.Node, error) {
 		return nil, fmt.Errorf("configuration file: %w", err)
 	}
 	var file map[string]yaml.Node
-	if err := yaml.Unmarshal(raw, &file); err != nil {
+	err = yaml.Unmarshal(raw, &file)
+	if _, mistyped := errors.AsType[*yaml.TypeError](err); mistyped {
+		return nil, fmt.Errorf("configuration file %s: it has settings by name, such as 'http-addr: 127.0.0.1:8080'", path)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("configuration file %s: %w", path, err)
 	}
 	return file, nil
@@ -95,12 +100,16 @@ func readConfig(flags *pflag.FlagSet) (map[string]yaml.Node, error) {
 func scalar(node yaml.Node) (string, error) {
 	if node.Kind == yaml.SequenceNode {
 		var values []string
-		if err := node.Decode(&values); err != nil {
-			return "", err
+		if node.Decode(&values) != nil {
+			return "", errNoValue
 		}
 		return strings.Join(values, ","), nil
 	}
 	var value string
-	err := node.Decode(&value)
-	return value, err
+	if node.Decode(&value) != nil {
+		return "", errNoValue
+	}
+	return value, nil
 }
+
+var errNoValue = errors.New("give one value, or a list of values")

@@ -5,12 +5,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/musique/musique/domain/company"
 )
 
 // A flag wins over the variable, the variable over the file, the file over the default: for every setting there is, in every combination.
@@ -83,6 +87,27 @@ plans:
 	require.Equal(t, 100, c.plans["gold"].PerMinute, "what a new plan does not say is as the standard plan is sold")
 }
 
+// The plans of the operators' page are taken as they stand there, and the page has the figures of all plans.
+func TestThePlansOfTheGuide(t *testing.T) {
+	raw, err := os.ReadFile("../../docs/plans.md")
+	require.NoError(t, err)
+	_, example, found := strings.Cut(string(raw), "```yaml\n")
+	require.True(t, found)
+	example, _, _ = strings.Cut(example, "```")
+	var file map[string]yaml.Node
+	require.NoError(t, yaml.Unmarshal([]byte(example), &file))
+	plans, err := parsePlans(file)
+	require.NoError(t, err)
+	require.NotEqual(t, company.DefaultPlans(), plans)
+	for _, key := range planKeys {
+		row := "| `" + key.name + "` |"
+		for _, name := range []string{company.Standard, company.Plus, company.Unlimited} {
+			row += " " + strconv.FormatInt(key.get(company.DefaultPlans()[name]), 10) + " |"
+		}
+		require.Contains(t, string(raw), row)
+	}
+}
+
 // What is set wrongly is told in one line that names it, and nothing starts.
 func TestWrongSettings(t *testing.T) {
 	t.Parallel()
@@ -124,10 +149,18 @@ func TestWrongSettings(t *testing.T) {
 		{"serve --config /nowhere.yaml", "configuration file: open /nowhere.yaml: no such file or directory"},
 		{config("http-adr: 127.0.0.1:0"), `configuration file: there is no setting "http-adr"; 'musique serve --help' lists them`},
 		{config("log-level: loud"), `--log-level is debug, info, warn or error, not "loud"`},
-		{config("demo: {a: 1}"), "configuration file, demo: "},
-		{config("- a\n- b"), "cannot unmarshal"},
-		{config("plans: {standard: {perMinute: many}}"), "configuration file, plan standard: "},
-		{config("plans: {standard: {perMinuet: 7}}"), "field perMinuet not found"},
+		{config("demo: {a: 1}"), "configuration file, demo: give one value, or a list of values"},
+		{config("demo: [{a: 1}]"), "configuration file, demo: give one value, or a list of values"},
+		{config("- a\n- b"), "it has settings by name, such as 'http-addr: 127.0.0.1:8080'"},
+		{config("a: ["), "configuration file "},
+		{config("plans: {standard: {perMinute: many}}"), "configuration file, plan standard: perMinute is a whole number from 1 to 4503599627370496, not many"},
+		{config("plans: {standard: {perMinute: -5}}"), "configuration file, plan standard: perMinute is a whole number from 1 to 4503599627370496, not -5"},
+		{config("plans: {gold: {storageBytes: 0}}"), "configuration file, plan gold: storageBytes is a whole number from 1 to 4503599627370496, not 0"},
+		{config("plans: {standard: {perHour: 1.5}}"), "configuration file, plan standard: perHour is a whole number from 1"},
+		{config("plans: {standard: {perDay: 9223372036854775807}}"), "configuration file, plan standard: perDay is a whole number from 1"},
+		{config("plans: {standard: {perMinuet: 7}}"), `configuration file, plan standard: there is no figure "perMinuet"; choose from perMinute, perHour, perDay, uploadsPerHour, uploadBytes, monthlySends, monthlyUploads, storageBytes`},
+		{config("plans: {standard: 7}"), "configuration file, plan standard: give its figures by name, such as {perMinute: 200}"},
+		{config("plans: [standard]"), "configuration file, plans: give figures by the name of a plan, such as 'standard: {perMinute: 200}'"},
 		{"player", "a device token is needed"},
 		{"player --device-token dev_x --server example.com", `"example.com" is no server address such as https://api.example.com`},
 		{"player --device-token dev_x --backend organ", `--backend: there is no backend "organ"; choose from auto, mpv, ffplay, aplay, simulated`},
@@ -217,6 +250,9 @@ func TestHelp(t *testing.T) {
 	serve := run("serve", "--help")
 	for _, s := range serveSettings {
 		require.Contains(t, serve, "($"+s.env+")")
+	}
+	for _, key := range planKeys {
+		require.Contains(t, serve, "      "+key.name+": ")
 	}
 	require.Equal(t, run("--help"), run())
 	require.Equal(t, run("company", "--help"), run("company"))
