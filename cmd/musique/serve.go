@@ -273,7 +273,7 @@ func setFigures(plan *company.Plan, node yaml.Node) error {
 		}
 		delete(figures, key.name)
 		var n int64
-		if figure.Decode(&n) != nil || n < 1 || n > maxFigure {
+		if figure.ShortTag() != "!!int" || figure.Decode(&n) != nil || n < 1 || n > maxFigure {
 			return fmt.Errorf("%s is a whole number from 1 to %d, not %s", key.name, int64(maxFigure), figure.Value)
 		}
 		key.set(plan, n)
