@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/subtle"
 	"io"
@@ -41,7 +42,12 @@ func (s *Server) newOpsAPI() http.Handler {
 		}
 		return c.route.handle(c)
 	}
-	lost := func(_ *call, err error) error { return err }
+	lost := func(c *call, err error) error {
+		if !strings.HasPrefix(c.r.URL.Path, "/ops/") {
+			return err
+		}
+		return cmp.Or(s.admitOperator(c.r), err)
+	}
 	router := s.newRouter(s.opsRoutes(), serve, lost)
 	router.Path("/livez").Methods(http.MethodGet, http.MethodHead).HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "alive") })
 	router.Path("/readyz").Methods(http.MethodGet, http.MethodHead).HandlerFunc(s.ready)

@@ -126,7 +126,7 @@ func (s *Server) routes() []*route {
 }
 
 // newRouter serves the routes: serve gets the calls that have one, and lost those that have none, with the error that says so. Each path of theirs answers
-// OPTIONS too, and that to anybody: it tells what the document tells.
+// OPTIONS too: on the partners' address to anybody, since it tells what the document tells.
 func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*call, error) error) *mux.Router {
 	router := mux.NewRouter().SkipClean(true) // a path is taken as it came: no redirects to another one
 	methods := []string{http.MethodOptions}
@@ -159,8 +159,9 @@ func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
 	for _, r := range routes { // after all others, which are so found without a look at these
-		options := &route{operation: "Options", method: http.MethodOptions, paths: r.paths}
-		handle := named(func(c *call) error { return c.options(allowedAt(router, c.r, methods), r.anyOrigin) })
+		options := &route{operation: "Options", method: http.MethodOptions, paths: r.paths, access: byAnyone, outside: true}
+		options.handle = func(c *call) error { return c.options(allowedAt(router, c.r, methods), r.anyOrigin) }
+		handle := named(serve)
 		for _, path := range r.paths {
 			router.Path(path).Methods(http.MethodOptions).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { s.serve(w, req, options, handle) })
 		}
