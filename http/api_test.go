@@ -273,6 +273,12 @@ func audioLives(t *testing.T, w *world) {
 	require.Equal(t, http.StatusPartialContent, some.StatusCode)
 	require.Equal(t, clip[10:20], some.body)
 	require.Equal(t, http.StatusNotModified, call(t, http.MethodGet, made.URL, "", nil, header{"If-None-Match", whole.Header.Get("ETag")}).StatusCode)
+	beyond := call(t, http.MethodGet, made.URL, "", nil, header{"Range", "bytes=90000000-"}, header{"X-Request-Id", "beyond"})
+	refused(t, beyond, http.StatusRequestedRangeNotSatisfiable, "out_of_range")
+	require.Equal(t, "beyond", beyond.Header.Get("X-Request-Id"))
+	require.Equal(t, fmt.Sprintf("bytes */%d", made.Size), beyond.Header.Get("Content-Range"))
+	require.Equal(t, "application/json; charset=utf-8", beyond.Header.Get("Content-Type"))
+	require.Empty(t, beyond.Header.Get("ETag"))
 	refused(t, call(t, http.MethodGet, made.URL+"x", "", nil), http.StatusNotFound, "not_found")
 	secure := ok[uploaded](t, p.call(http.MethodGet, "/audio/"+made.AudioID, nil, header{"X-Forwarded-Proto", "https"}, header{"X-Forwarded-Host", "api.musique.app"}), http.StatusOK)
 	require.True(t, strings.HasPrefix(secure.URL, "https://api.musique.app/media/"), secure.URL)
@@ -902,6 +908,12 @@ func operators(t *testing.T, w *world) {
 	refused(t, call(t, http.MethodGet, guarded+"/ops/companies", "", nil), http.StatusUnauthorized, "invalid_token")
 	refused(t, call(t, http.MethodGet, guarded+"/ops/companies", "", nil, header{"Authorization", "Bearer wrong"}), http.StatusUnauthorized, "invalid_token")
 	ok[[]row](t, call(t, http.MethodGet, guarded+"/ops/companies", "", nil, header{"Authorization", "Bearer secret"}), http.StatusOK)
+	for path, status := range map[string]int{"/ops/companies": http.StatusNoContent, "/ops/nowhere": http.StatusNotFound} {
+		refused(t, call(t, http.MethodOptions, guarded+path, "", nil), http.StatusUnauthorized, "invalid_token")
+		require.Equal(t, status, call(t, http.MethodOptions, guarded+path, "", nil, header{"Authorization", "Bearer secret"}).StatusCode)
+	}
+	refused(t, call(t, http.MethodPut, guarded+"/ops/companies", "", nil), http.StatusUnauthorized, "invalid_token")
+	require.Equal(t, http.StatusOK, call(t, http.MethodGet, guarded+"/livez", "", nil).StatusCode)
 }
 
 func sortedKeys[V any](m map[string]V) []string {

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 
@@ -31,8 +32,51 @@ func partnerURLEnd(now time.Time) time.Time {
 // media serves the audio that a signed URL names. It needs no token: the signature is what lets in.
 func (s *Server) media(c *call) error {
 	var failed error
-	blobs.Handler(s.blobs, s.signer, s.now, func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err }).ServeHTTP(c.w, c.r)
-	return failed
+	w := &contentWriter{ResponseWriter: c.w}
+	blobs.Handler(s.blobs, s.signer, s.now, func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err }).ServeHTTP(w, c.r)
+	return cmp.Or(failed, w.err())
+}
+
+// contentWriter is what http.ServeContent writes to. A range that there is none of is left to be told as every error is, beside the Content-Range that says how
+// much there is; and what has no body has no headers about one.
+type contentWriter struct {
+	http.ResponseWriter
+	unsatisfied bool
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *contentWriter) WriteHeader(status int) {
+	switch status {
+	case http.StatusRequestedRangeNotSatisfiable:
+		w.unsatisfied = true
+		return
+	case http.StatusPreconditionFailed:
+		for _, name := range []string{"Content-Encoding", "Content-Length", "Content-Type"} {
+			w.Header().Del(name)
+		}
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (w *contentWriter) Write(p []byte) (int, error) {
+	if w.unsatisfied {
+		return len(p), nil // net/http's own words
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *contentWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// err is what is left to be told.
+func (w *contentWriter) err() error {
+	if !w.unsatisfied {
+		return nil
+	}
+	err := fault.ForField("Range", fault.OutOfRange, "The Range has nothing of this file; ask for a part of the bytes that Content-Range tells of.")
+	err.Status = http.StatusRequestedRangeNotSatisfiable
+	return err
 }
 
 // errNoMedia is told for a wrong signature and for bytes that are gone, so that who guesses learns nothing.

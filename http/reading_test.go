@@ -394,7 +394,19 @@ func publishedFilesArePacked(t *testing.T, w *world) {
 		head := call(t, http.MethodHead, w.url+path, "", nil, header{"Accept-Encoding", "gzip"})
 		require.Equal(t, other.Header.Get("ETag"), head.Header.Get("ETag"))
 		require.Equal(t, other.Header.Get("Content-Encoding"), head.Header.Get("Content-Encoding"))
-		require.Equal(t, http.StatusPreconditionFailed, get(path, "gzip", header{"If-Match", `"none"`}).StatusCode)
+		require.EqualValues(t, len(other.wire), other.ContentLength)
+		require.Equal(t, other.ContentLength, head.ContentLength, "HEAD tells what GET sends")
+		failed := get(path, "gzip", header{"If-Match", `"none"`})
+		require.Equal(t, http.StatusPreconditionFailed, failed.StatusCode)
+		require.Empty(t, failed.wire)
+		require.Zero(t, failed.ContentLength)
+		require.Empty(t, failed.Header.Get("Content-Encoding"))
+		for _, accepted := range []string{"identity", "gzip"} {
+			r := get(path, accepted, header{"Range", "bytes=90000000-"})
+			e := refused(t, r, http.StatusRequestedRangeNotSatisfiable, "out_of_range")
+			require.Equal(t, "Range", e.Error.Param)
+			require.Regexp(t, `^bytes \*/\d+$`, r.Header.Get("Content-Range"))
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -227,8 +228,11 @@ func (p published) serve(c *call) error {
 	if p.policy != "" {
 		h.Set("Content-Security-Policy", p.policy)
 	}
-	http.ServeContent(c.w, c.r, "", time.Time{}, bytes.NewReader(body()))
-	return nil
+	content := body()
+	h.Set("Content-Length", strconv.Itoa(len(content))) // which http.ServeContent leaves out beside a coding
+	w := &contentWriter{ResponseWriter: c.w}
+	http.ServeContent(w, c.r, "", time.Time{}, bytes.NewReader(content))
+	return w.err()
 }
 
 // openapi serves the OpenAPI document.
