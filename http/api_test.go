@@ -55,6 +55,11 @@ func TestAPI(t *testing.T) {
 		"presence ends with the stream":                    presenceEndsWithTheStream,
 		"scheduled sends hold their audio until cancelled": scheduled,
 		"refused sends tell every field":                   refusedSends,
+		"scheduled sends are changed":                      changedSends,
+		"sends are listed by time":                         sendsByTime,
+		"deliveries are a file":                            deliveriesInCSV,
+		"a large file is whole or has no end":              largeCSV,
+		"what became of sends to a location is counted":    statsOfALocation,
 		"locations are kept":                               locationsLive,
 		"locations are imported":                           imports,
 		"companies are strangers to each other":            strangers,
@@ -211,7 +216,7 @@ func wrongTurns(t *testing.T, w *world) {
 	r := p.call(http.MethodPut, "/audio", object{})
 	refused(t, r, http.StatusMethodNotAllowed, "method_not_allowed")
 	require.Equal(t, "GET, HEAD, OPTIONS, POST", r.Header.Get("Allow"))
-	require.Equal(t, "DELETE, GET, HEAD, OPTIONS", p.call(http.MethodPatch, "/sends/snd_x", object{}).Header.Get("Allow"))
+	require.Equal(t, "DELETE, GET, HEAD, OPTIONS, PATCH", p.call(http.MethodPut, "/sends/snd_x", object{}).Header.Get("Allow"))
 	require.Equal(t, "mine-42", p.call(http.MethodGet, "/audio", nil, header{"X-Request-Id", "mine-42"}).Header.Get("X-Request-Id"))
 	unsafe := "a b<c>" + strings.Repeat("x", 200)
 	require.NotEqual(t, unsafe, p.call(http.MethodGet, "/audio", nil, header{"X-Request-Id", unsafe}).Header.Get("X-Request-Id"))
@@ -576,6 +581,8 @@ func locationsLive(t *testing.T, w *world) {
 	e := refused(t, p.post("/locations", object{"externalId": "bad id", "timezone": "Mars/Olympus", "tags": "north", "channel": object{"type": 1}}), http.StatusBadRequest, "invalid_format")
 	require.Equal(t, []string{"channel.type", "externalId", "name", "tags", "timezone"}, sortedKeys(failing(e)))
 	got := ok[object](t, p.get("/locations/n:1"), http.StatusOK)
+	require.Contains(t, got, "stats")
+	delete(got, "stats")
 	require.Equal(t, made, got)
 	changed := ok[object](t, p.call(http.MethodPatch, "/locations/n:1", object{"tags": []string{"south"}}), http.StatusOK)
 	require.Equal(t, []any{"south"}, changed["tags"])

@@ -48,6 +48,15 @@ func (t timestamp) appendTo(b []byte) []byte {
 	return append(time.Time(t).UTC().Truncate(time.Millisecond).AppendFormat(append(b, '"'), time.RFC3339Nano), '"')
 }
 
+// text is the time without quotes, "" for one that is not there.
+func (t *timestamp) text() string {
+	if t == nil {
+		return ""
+	}
+	quoted := t.appendTo(nil)
+	return string(quoted[1 : len(quoted)-1])
+}
+
 // optionalTime is nil, which JSON writes as null, for a time that is not there.
 func optionalTime(t *time.Time) *timestamp {
 	if t == nil || t.IsZero() {
@@ -90,6 +99,14 @@ func (c *call) nextPage(cursor string) string {
 	return (&url.URL{Scheme: base.Scheme, Host: base.Host, Path: c.r.URL.Path, RawQuery: query.Encode()}).String()
 }
 
+// varies names what the answer to a read depends on beside its URL (RFC 9110 §12.5.5).
+func (c *call) varies() string {
+	if c.route != nil && c.route.csv {
+		return "X-API-Key, Authorization, Accept-Encoding, Accept"
+	}
+	return "X-API-Key, Authorization, Accept-Encoding"
+}
+
 // write sends an envelope: its members, and the time. The members are encoded once, whatever becomes of them: a tag that says whether they changed, or the
 // body, in a coding or as it is.
 func (c *call) write(status int, members ...member) {
@@ -111,7 +128,7 @@ func (c *call) write(status int, members ...member) {
 		tag := weakTag(b.Bytes())
 		h.Set("ETag", tag)
 		h.Set("Cache-Control", "private, no-cache") // one company's data, and without a token: its caller may keep it, and asks whether it is still right
-		h.Set("Vary", "X-API-Key, Authorization, Accept-Encoding")
+		h.Set("Vary", c.varies())
 		if noneMatch(c.r.Header.Values("If-None-Match"), tag) {
 			c.w.WriteHeader(http.StatusNotModified)
 			return

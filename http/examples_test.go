@@ -51,7 +51,7 @@ func (s shop) fill(example any) any {
 		return example
 	}
 	body = maps.Clone(body)
-	for name, real := range map[string]any{"companyToken": s.companyToken, "tokenId": s.other, "localTime": time.Now().Add(48 * time.Hour).Format("2006-01-02T15:04"), "at": time.Now().Format(time.RFC3339)} {
+	for name, real := range map[string]any{"companyToken": s.companyToken, "tokenId": s.other, "localTime": time.Now().Add(48 * time.Hour).Format("2006-01-02T15:04"), "scheduleAt": time.Now().Add(2 * time.Hour).Format(time.RFC3339), "at": time.Now().Format(time.RFC3339)} {
 		if _, named := body[name]; named {
 			body[name] = real
 		}
@@ -72,6 +72,9 @@ func examplesWork(t *testing.T, w *world) {
 				s := looked
 				if method != "get" { // which leaves everything as it is
 					s = w.shop(t)
+				}
+				if op.OperationId == "ChangeSend" {
+					s.ids["sendId"] = s.send(s.ids["audioId"], object{"all": true, "scheduleAt": time.Now().Add(time.Hour)}).SendID
 				}
 				if strings.HasPrefix(op.OperationId, "CreateLocation") {
 					ok[object](t, s.del("/locations/store_001"), http.StatusOK)

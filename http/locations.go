@@ -8,6 +8,7 @@ import (
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/projections/locations"
+	"github.com/musique/musique/projections/sends"
 )
 
 type channelData struct {
@@ -27,6 +28,15 @@ type locationData struct {
 	Online     bool        `json:"online"`
 	LastSeenAt *timestamp  `json:"lastSeenAt"`
 	CreatedAt  timestamp   `json:"createdAt"`
+	// Stats are not in lists.
+	Stats *locationStats `json:"stats,omitempty"`
+}
+
+// locationStats tells what became of the sends to a location.
+type locationStats struct {
+	TimesPlayed  int          `json:"timesPlayed"`
+	LastPlayedAt *timestamp   `json:"lastPlayedAt"`
+	Deliveries   deliveryTell `json:"deliveries"`
 }
 
 func locationOf(l locations.Location) locationData {
@@ -128,8 +138,13 @@ func (s *Server) showLocation(c *call, secret string) error {
 	if err != nil {
 		return err
 	}
+	stats, err := sends.At(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, l.UserID)
+	if err != nil {
+		return err
+	}
 	answer := locationOf(l)
 	answer.Channel.Secret = secret
+	answer.Stats = &locationStats{stats.Played, optionalTime(stats.LastPlayedAt), deliveryTell(stats.Counts)}
 	return c.data(http.StatusOK, answer)
 }
 

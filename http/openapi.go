@@ -67,6 +67,7 @@ type describedAnswer struct {
 	Schema  string `yaml:"schema"` // of what stands under `data`, or of one item of it
 	List    bool   `yaml:"list"`
 	Example any    `yaml:"example"`
+	CSV     string `yaml:"csv"` // an example of the answer in CSV, if there is one
 }
 
 type describedStream struct {
@@ -384,10 +385,15 @@ func (a *assembly) answer(r *route, op *describedOperation) (status int, describ
 	}
 	schema, example := a.envelopeOf(op.Success)
 	status = cmp.Or(op.Success.Status, http.StatusOK)
-	return status, node{
-		"description": http.StatusText(status) + ".", "headers": headers,
-		"content": node{"application/json": node{"schema": schema, "example": example}},
-	}, nil
+	content := node{"application/json": node{"schema": schema, "example": example}}
+	if (op.Success.CSV != "") != r.csv {
+		return 0, nil, fmt.Errorf("its answer in CSV is described, and there is none, or the other way round")
+	}
+	if r.csv {
+		content["text/csv"] = node{"schema": node{"type": "string"}, "example": op.Success.CSV}
+		maps.Copy(headers, responseHeaders("Content-Disposition"))
+	}
+	return status, node{"description": http.StatusText(status) + ".", "headers": headers, "content": content}, nil
 }
 
 // exampleTime is the time of all examples.

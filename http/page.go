@@ -120,6 +120,16 @@ func (q *query) flag(name string) *bool {
 	return &b
 }
 
+// refuse notes parameters that do not go with what is asked for, each with why, in which %s is its name.
+func (q *query) refuse(why string, names ...string) {
+	for _, name := range names {
+		if _, given := q.values[name]; given {
+			q.read[name] = true
+			q.failed.Add(name, fault.InvalidFormat, why, name)
+		}
+	}
+}
+
 // err is every failing parameter as one error, or nil. It comes last: what was not read until then is unknown.
 func (q *query) err() error {
 	unknown := []string{}

@@ -55,7 +55,9 @@ type route struct {
 	outside bool
 	// anyOrigin lets the pages of any site read it (the Fetch standard §3.3). It holds nobody's data.
 	anyOrigin bool
-	handle    func(*call) error
+	// csv says that who prefers it is answered in CSV.
+	csv    bool
+	handle func(*call) error
 }
 
 func (r *route) bodyLimit() int64 {
@@ -93,7 +95,8 @@ func (s *Server) routes() []*route {
 
 		{operation: "ListSends", method: get, paths: at(v1 + "/sends"), scope: "audio.read", handle: s.listSends},
 		{operation: "GetSend", method: get, paths: at(v1 + "/sends/{sendId}"), scope: "audio.read", handle: s.getSend},
-		{operation: "ListDeliveries", method: get, paths: at(v1 + "/sends/{sendId}/deliveries"), scope: "audio.read", handle: s.listDeliveries},
+		{operation: "ListDeliveries", method: get, paths: at(v1 + "/sends/{sendId}/deliveries"), scope: "audio.read", timeout: transferTimeout, csv: true, handle: s.listDeliveries},
+		{operation: "ChangeSend", method: patch, paths: at(v1 + "/sends/{sendId}"), scope: "audio.send", handle: s.changeSend},
 		{operation: "CancelSend", method: del, paths: at(v1 + "/sends/{sendId}"), scope: "audio.send", handle: s.cancelSend},
 
 		{operation: "CreateLocation", method: post, paths: at(v1 + "/locations"), scope: "locations.write", handle: s.createLocation},

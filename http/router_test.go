@@ -31,7 +31,7 @@ var methodsOf = map[string]string{
 	"/api/audio/aud_x/send":              "OPTIONS, POST",
 	"/api/aud_x/send":                    "OPTIONS, POST",
 	"/sends":                             "GET, HEAD, OPTIONS",
-	"/sends/snd_x":                       "DELETE, GET, HEAD, OPTIONS",
+	"/sends/snd_x":                       "DELETE, GET, HEAD, OPTIONS, PATCH",
 	"/sends/snd_x/deliveries":            "GET, HEAD, OPTIONS",
 	"/locations":                         "GET, HEAD, OPTIONS, POST",
 	"/locations/x":                       "DELETE, GET, HEAD, OPTIONS, PATCH",

@@ -2,10 +2,13 @@ package httpapi
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/delivery"
+	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/projections/sends"
 )
 
@@ -55,11 +58,14 @@ func sendOf(s sends.Send) sendData {
 	}
 }
 
-// listSends lists the sends, newest first.
+// listSends lists the sends, newest first or, where they are asked for by their schedule, the latest schedule first.
 func (s *Server) listSends(c *call) error {
 	q := c.query()
 	limit, cursor := q.limit(), q.open("cursor")
-	filter := sends.Filter{Status: q.oneOf("status", sendStatuses...), AudioID: q.text("audioId")}
+	filter := sends.Filter{
+		Status: q.oneOf("status", sendStatuses...), AudioID: q.text("audioId"), ScheduledAfter: q.moment("scheduledAfter"), ScheduledBefore: q.moment("scheduledBefore"),
+		CreatedAfter: q.moment("createdAfter"), CreatedBefore: q.moment("createdBefore"),
+	}
 	if err := q.err(); err != nil {
 		return err
 	}
@@ -117,8 +123,11 @@ func deliveryOf(d sends.Delivery) deliveryData {
 	}
 }
 
-// listDeliveries pages through a send's destinations.
+// listDeliveries pages through a send's destinations, or gives all of them as a file.
 func (s *Server) listDeliveries(c *call) error {
+	if prefersCSV(c.r.Header.Values("Accept")) {
+		return s.deliveriesInCSV(c)
+	}
 	q := c.query()
 	limit, cursor, status := q.limit(), q.open("cursor"), q.oneOf("status", deliveryStatuses...)
 	if err := q.err(); err != nil {
@@ -133,6 +142,70 @@ func (s *Server) listDeliveries(c *call) error {
 		all[i] = deliveryOf(d)
 	}
 	return c.list(all, limit, next)
+}
+
+// deliveryColumns are the columns of deliveries in CSV: the names that they have in JSON, and what the send has.
+var deliveryColumns = []string{
+	"deliveryId", "sendId", "externalId", "userId", "status", "reason", "playAt", "expiresAt", "queuedAt", "deliveredAt", "playingAt", "playedAt", "failedAt",
+	"expiredAt", "cancelledAt", "priority", "audioId",
+}
+
+func deliveryRow(d deliveryData, of sends.Send) []string {
+	reason := ""
+	if d.Reason != nil {
+		reason = *d.Reason
+	}
+	return []string{
+		d.DeliveryID, d.SendID, d.ExternalID, strconv.FormatInt(d.UserID, 10), d.Status, reason, d.PlayAt.text(), d.ExpiresAt.text(), d.QueuedAt.text(), d.DeliveredAt.text(),
+		d.PlayingAt.text(), d.PlayedAt.text(), d.FailedAt.text(), d.ExpiredAt.text(), d.CancelledAt.text(), of.Priority, of.AudioID,
+	}
+}
+
+// deliveriesInCSV gives all of a send's deliveries as a file.
+func (s *Server) deliveriesInCSV(c *call) error {
+	q := c.query()
+	status := q.oneOf("status", deliveryStatuses...)
+	q.refuse("%s does not go with CSV, which has all deliveries; remove it.", "limit", "cursor")
+	if err := q.err(); err != nil {
+		return err
+	}
+	found, err := sends.Get(c.ctx(), s.pool, c.caller.CompanyID, c.caller.Environment, c.pathVar("sendId"))
+	if err != nil {
+		return err
+	}
+	file := c.csv(found.SendID+"-deliveries.csv", deliveryColumns)
+	if c.r.Method == http.MethodHead {
+		return nil
+	}
+	return file.end(sends.EachDelivery(c.ctx(), s.pool, found.SendID, status, func(page []sends.Delivery) error {
+		for _, d := range page {
+			file.row(deliveryRow(deliveryOf(d), found))
+		}
+		return file.send()
+	}))
+}
+
+// changeSend changes a send that is still to come.
+func (s *Server) changeSend(c *call) error {
+	caller, err := c.partner()
+	if err != nil {
+		return err
+	}
+	o, err := c.readObject()
+	if err != nil {
+		return err
+	}
+	change := send.Change{
+		ScheduleAt: o.moment("scheduleAt"), LocalTime: o.filled("localTime"), Priority: o.oneOf("priority", send.Priorities...),
+		Repeat: narrow(o.integer("repeat")), Volume: narrow(o.integer("volume")), ExpiresIn: o.integer("expiresIn"),
+	}
+	if err := o.err(func(fields *fault.Fields) { change.Check(s.now(), fields) }); err != nil {
+		return err
+	}
+	if err := s.commands.ChangeSend.Handle(c.ctx(), commands.ChangeSend{Caller: caller, SendID: c.pathVar("sendId"), Change: change}); err != nil {
+		return err
+	}
+	return s.getSend(c)
 }
 
 // cancelSend calls a send off.
