@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 
@@ -29,6 +30,9 @@ type ImportLocations struct {
 type ImportedLocation struct {
 	ExternalID string
 	Details    location.Details
+	// Refused says why the row is none: its values could not be read. Given is the row as it came, which tells a repeated request from another one.
+	Refused error           `json:"-"`
+	Given   json.RawMessage `json:",omitempty"`
 }
 
 // The outcomes of a row.
@@ -78,6 +82,10 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(importWorkers)
 	for i, row := range cmd.Locations {
+		if refused := h.refused(row); refused != nil {
+			results[i] = ImportResult{ExternalID: row.ExternalID, Status: ImportFailed, Err: refused}
+			continue
+		}
 		if seen[row.ExternalID] {
 			results[i] = ImportResult{ExternalID: row.ExternalID, Status: ImportFailed, Err: fault.ForField("externalId", fault.AlreadyExists, "%q is in the import twice; the first was taken.", row.ExternalID)}
 			continue
@@ -112,14 +120,22 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 	return results, replayed, nil
 }
 
+// refused says why a row cannot be taken; nil if it can.
+func (h ImportLocationsHandler) refused(row ImportedLocation) *fault.Error {
+	err := row.Refused
+	if err == nil {
+		var fields fault.Fields
+		location.CheckExternalID("externalId", row.ExternalID, &fields)
+		h.CheckDetails(row.Details, &fields)
+		err = fields.Err()
+	}
+	var refused *fault.Error
+	errors.As(err, &refused)
+	return refused
+}
+
 // row registers or changes a location, or only tells what was done to it if the import is over.
 func (h ImportLocationsHandler) row(ctx context.Context, c Caller, identity identity, row ImportedLocation, over bool) (status, secret string, position event.Position, err error) {
-	var fields fault.Fields
-	location.CheckExternalID("externalId", row.ExternalID, &fields)
-	h.CheckDetails(row.Details, &fields)
-	if err := fields.Err(); err != nil {
-		return "", "", event.Position{}, err
-	}
 	userID, err := h.mapUser(ctx, c, row.ExternalID)
 	if err != nil {
 		return "", "", event.Position{}, err

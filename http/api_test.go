@@ -617,9 +617,48 @@ func imports(t *testing.T, w *world) {
 	require.NotNil(t, r.Results[2].Error)
 	require.Nil(t, r.Results[0].Error)
 	require.Equal(t, "One", ok[object](t, p.get("/locations/i1"), http.StatusOK)["name"])
-	e := refused(t, p.post("/locations/import", object{"locations": []any{object{"externalId": 1, "name": "x"}, 7}}), http.StatusBadRequest, "invalid_format")
-	require.Equal(t, []string{"locations[0].externalId", "locations[1]"}, sortedKeys(failing(e)))
+
+	// What is wrong with a row is told with the row, whatever it is, and keeps no other back.
+	type row struct {
+		ExternalID, Status string
+		Error              struct {
+			Code, Message, Param string
+			Fields               []struct{ Param, Code string }
+		}
+	}
+	load := object{"locations": []any{
+		object{"externalId": "i3", "name": 5, "tags": []any{"north", 7, ""}, "odd": 1}, 7, object{"externalId": "i4", "name": "Four"}, object{"name": "x"}, object{"name": "y"}, object{"externalId": 8},
+		object{"externalId": "i3", "name": "Three"}, object{"externalId": "i3", "name": "Three again"},
+	}}
+	rows := ok[struct{ Results []row }](t, p.post("/locations/import", load, header{"Idempotency-Key", "rows"}), http.StatusOK).Results
+	var told []string
+	for _, r := range rows {
+		fields := []string{}
+		for _, f := range r.Error.Fields {
+			fields = append(fields, f.Param+" "+f.Code)
+		}
+		told = append(told, strings.Join([]string{r.ExternalID, r.Status, r.Error.Code, r.Error.Param, strings.Join(fields, ", ")}, "|"))
+	}
+	require.Equal(t, []string{
+		"i3|failed|invalid_format|name|name invalid_format, tags[1] invalid_format, odd invalid_format, tags[2] out_of_range",
+		"|failed|invalid_format||",
+		"i4|created|||",
+		"|failed|missing_field|externalId|externalId missing_field",
+		"|failed|missing_field|externalId|externalId missing_field",
+		"|failed|invalid_format|externalId|externalId invalid_format, name missing_field",
+		"i3|created|||",
+		"i3|failed|already_exists|externalId|externalId already_exists",
+	}, told)
+	require.Equal(t, "name must be a string (and 3 more; see fields).", rows[0].Error.Message)
+	again := p.post("/locations/import", load, header{"Idempotency-Key", "rows"})
+	require.Equal(t, "true", again.Header.Get("Idempotency-Replayed"))
+	require.Equal(t, rows, ok[struct{ Results []row }](t, again, http.StatusOK).Results)
+	load["locations"].([]any)[1] = 8 //nolint:forcetypeassert // a test
+	refused(t, p.post("/locations/import", load, header{"Idempotency-Key", "rows"}), http.StatusConflict, "conflict")
+
 	refused(t, p.post("/locations/import", object{}), http.StatusBadRequest, "missing_field")
+	refused(t, p.post("/locations/import", object{"locations": object{}}), http.StatusBadRequest, "invalid_format")
+	refused(t, p.post("/locations/import", object{"locations": make([]int, 10_001)}), http.StatusBadRequest, "out_of_range")
 }
 
 func strangers(t *testing.T, w *world) {

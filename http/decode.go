@@ -384,18 +384,32 @@ func (o *object) object(name string) *object {
 	return newObject(o.path+name+".", raw, o.failed)
 }
 
-// objects reads an array of objects; none if it is not given.
-func (o *object) objects(name string, most int) []*object {
-	items := o.items(name, "objects", most)
-	all := make([]*object, 0, len(items))
-	for i, item := range items {
-		if item[0] != '{' {
-			o.fail(fmt.Sprintf("%s[%d]", name, i), fault.InvalidFormat, "%s[%d] must be an object.", o.path+name, i)
-			continue
+// rows reads an array of objects, each of which succeeds or fails by itself; none if it is not given. In the place of an item that is no object is nil.
+func (o *object) rows(name string, most int) (rows []*object, raw []json.RawMessage) {
+	raw = o.items(name, "objects", most)
+	for _, item := range raw {
+		var row *object
+		if item[0] == '{' {
+			row = newObject("", item, new(fault.Fields))
 		}
-		all = append(all, newObject(fmt.Sprintf("%s%s[%d].", o.path, name, i), item, o.failed))
+		rows = append(rows, row)
 	}
-	return all
+	return rows, raw
+}
+
+// canonical writes a JSON value as all do that say the same: without spaces, and each object's fields in one order.
+func canonical(raw json.RawMessage) json.RawMessage {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var value any
+	if d.Decode(&value) != nil {
+		return raw // not reached: the text is valid
+	}
+	written, err := json.Marshal(value)
+	if err != nil {
+		return raw // not reached: it was read from JSON
+	}
+	return written
 }
 
 // wholeNumber reads a JSON number that is an integer in value, however it is written (3, 3.0, 3e0), if every JSON reader could keep it exact.

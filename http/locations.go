@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"encoding/json"
 	"net/http"
 	"slices"
 
@@ -214,9 +215,9 @@ func (s *Server) importLocations(c *call) error {
 		return err
 	}
 	cmd := commands.ImportLocations{Caller: caller}
-	for _, row := range o.objects("locations", commands.MaxImport) {
-		cmd.Locations = append(cmd.Locations, commands.ImportedLocation{ExternalID: row.text("externalId"), Details: readDetails(row)})
-		row.refuseUnknown()
+	rows, raw := o.rows("locations", commands.MaxImport)
+	for i, row := range rows {
+		cmd.Locations = append(cmd.Locations, s.readRow(row, raw[i]))
 	}
 	if err := o.err(); err != nil {
 		return err
@@ -243,8 +244,30 @@ func (s *Server) importLocations(c *call) error {
 			answer.Failed++
 		}
 		if r.Err != nil {
-			answer.Results[i].Error = &importError{Code: r.Err.Code, Message: r.Err.Message, Param: r.Err.Param, Fields: slices.Clone(r.Err.Fields)}
+			answer.Results[i].Error = rowError(r.Err)
 		}
 	}
 	return c.data(http.StatusOK, answer)
+}
+
+// readRow reads a row of an import; row is nil if it is no object.
+func (s *Server) readRow(row *object, raw json.RawMessage) commands.ImportedLocation {
+	if row == nil {
+		return commands.ImportedLocation{Refused: fault.New(fault.InvalidFormat, "A row must be an object such as a location is made of."), Given: canonical(raw)}
+	}
+	read := commands.ImportedLocation{ExternalID: row.text("externalId"), Details: readDetails(row)}
+	read.Refused = row.err(func(fields *fault.Fields) { location.CheckExternalID("externalId", read.ExternalID, fields) }, s.checkDetails(read.Details))
+	if read.Refused != nil {
+		read.Given = canonical(raw)
+	}
+	return read
+}
+
+// rowError tells why a row failed. Its fields stand beside the message.
+func rowError(err *fault.Error) *importError {
+	told := &importError{Code: err.Code, Message: err.Message, Param: err.Param, Fields: slices.Clone(err.Fields)}
+	if len(err.Fields) > 1 {
+		told.Message = fault.Summary(err.Fields, "fields")
+	}
+	return told
 }

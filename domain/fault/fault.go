@@ -5,6 +5,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -94,9 +95,13 @@ func (f Fields) Err() error {
 	if len(f) == 0 {
 		return nil
 	}
-	message := f[0].Message
-	if len(f) > 1 {
-		message = fmt.Sprintf("%s (and %d more; see details.fields)", message, len(f)-1)
+	return &Error{Code: f[0].Code, Message: Summary(f, "details.fields"), Param: f[0].Param, Fields: f}
+}
+
+// Summary is the first of some failing fields' messages, in a sentence that says where the others are.
+func Summary(fields []Field, where string) string {
+	if len(fields) == 1 {
+		return fields[0].Message
 	}
-	return &Error{Code: f[0].Code, Message: message, Param: f[0].Param, Fields: f}
+	return fmt.Sprintf("%s (and %d more; see %s).", strings.TrimSuffix(fields[0].Message, "."), len(fields)-1, where)
 }

@@ -35,5 +35,5 @@ func TestFieldsAreToldAtOnce(t *testing.T) {
 	require.Equal(t, &fault.Error{Code: fault.MissingField, Message: "Give a name.", Param: "name", Fields: fields}, fields.Err())
 
 	fields.Add("repeat", fault.OutOfRange, "repeat is 1 to %d.", 10)
-	require.Equal(t, &fault.Error{Code: fault.MissingField, Message: "Give a name. (and 1 more; see details.fields)", Param: "name", Fields: fields}, fields.Err())
+	require.Equal(t, &fault.Error{Code: fault.MissingField, Message: "Give a name (and 1 more; see details.fields).", Param: "name", Fields: fields}, fields.Err())
 }
