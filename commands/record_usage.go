@@ -86,7 +86,7 @@ func (h RecordUsageHandler) Handle(ctx context.Context, cmd RecordUsage) error {
 }
 
 // limitAge sets the limit of a stream's age before this process's first append to it, so that no process can die between the two and leave a stream
-// without one. A store that refuses is told of once, and the requests are recorded all the same.
+// without one. A store that refuses is told of once by each process for each stream, which is one of a day, and the requests are recorded all the same.
 func (h RecordUsageHandler) limitAge(ctx context.Context, stream string) error {
 	if h.limited.has(stream) {
 		return nil

@@ -6,7 +6,10 @@ import (
 )
 
 // Query is a statement of a list, which has the conditions that were asked for and no others. A condition that is there and may be off, as in
-// `($4 = ” OR category = $4)`, makes PostgreSQL plan the statement anew each time, which takes it as long as reading a page.
+//
+//	($4 = '' OR category = $4)
+//
+// makes PostgreSQL plan the statement anew each time, which takes it as long as reading a page.
 type Query struct {
 	text strings.Builder
 	args []any

@@ -26,7 +26,7 @@ func fromAddress(address string) guesser {
 	return guesser{address, "wrong company tokens came from this address"}
 }
 
-// ofCompany is never an address, which has no slash before its first digit.
+// ofCompany is never an address: none begins with "company/".
 func ofCompany(companyID string, env event.Environment) guesser {
 	return guesser{"company/" + companyID + "/" + string(env), "tokens that are not there were to be revoked"}
 }

@@ -19,9 +19,9 @@ CREATE TABLE upload (
     allowed  boolean NOT NULL
 ) WITH (fillfactor = 50);
 
--- Wrong company tokens by the address that they came from.
+-- What is guessed, by the address that it came from (company tokens) or the company that asked (tokens to revoke).
 CREATE TABLE guess (
-    address   text   PRIMARY KEY,
+    address   text   PRIMARY KEY, -- or company/{id}/{environment}
     minute    bigint NOT NULL,
     in_minute bigint NOT NULL
 );
