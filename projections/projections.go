@@ -30,7 +30,8 @@ type Projection struct {
 	// Migrations are the goose migrations that make its tables.
 	Migrations fs.FS
 	// Apply turns events, in order, into statements. It is a pure function: the same events give the same statements, and the same rows however
-	// they are split into pages. The statements run in one transaction. An error is an event that cannot be read.
+	// they are split into pages, but for what the usage logs do not keep any more. The statements run in one transaction. An error is an event that cannot be
+	// read.
 	Apply func(batch *pgx.Batch, events []event.Recorded) error
 	// Beside says that nobody waits for it to pass a position: it follows at its own pace.
 	Beside bool
