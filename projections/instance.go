@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/eventstore"
 )
@@ -69,7 +70,7 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 	i.log.Debug("the projection leads", "position", lead.at().Commit)
 
 	config := i.projection.events()
-	config.Log = i.log
+	config.Log, config.Hold = i.log, send.IsUnsealed
 	config.Checkpoint = func(context.Context) (event.Position, error) { return lead.at(), nil }
 	config.OnCaughtUp = func() {
 		if err := lead.caughtUp(ctx); err != nil {

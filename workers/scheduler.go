@@ -44,6 +44,7 @@ func (w *Scheduler) Follow(ctx context.Context) error {
 func (w *Scheduler) Run(ctx context.Context) error { return w.every(ctx, "scheduler", w.start) }
 
 func (w *Scheduler) handle(_ context.Context, batch *pgx.Batch, events []event.Recorded) error {
+	open := map[string]bool{} // the broadcasts of the page that are noted: each has many parts
 	for _, e := range events {
 		var p struct {
 			SendID     string    `json:"sendId"`
@@ -53,7 +54,8 @@ func (w *Scheduler) handle(_ context.Context, batch *pgx.Batch, events []event.R
 		if err := json.Unmarshal(e.Data, &p); err != nil {
 			return fmt.Errorf("read %s %d@%s: %w", e.Type, e.Revision, e.Stream, err)
 		}
-		if p.Unsealed {
+		if p.Unsealed && !open[p.SendID] {
+			open[p.SendID] = true
 			batch.Queue(`INSERT INTO workers.open_broadcast VALUES ($1, $2) ON CONFLICT DO NOTHING`, p.SendID, e.Metadata.Time)
 		}
 		switch e.Type {
@@ -65,6 +67,7 @@ func (w *Scheduler) handle(_ context.Context, batch *pgx.Batch, events []event.R
 			batch.Queue(`DELETE FROM workers.open_broadcast WHERE send_id = $1`, p.SendID)
 			batch.Queue(`UPDATE workers.schedule SET sealed = true WHERE send_id = $1`, p.SendID)
 		case send.BroadcastAbandoned{}.EventType():
+			delete(open, p.SendID) // it may be begun anew
 			batch.Queue(`DELETE FROM workers.open_broadcast WHERE send_id = $1`, p.SendID)
 			batch.Queue(`DELETE FROM workers.schedule WHERE send_id = $1`, p.SendID)
 		case send.Cancelled{}.EventType():

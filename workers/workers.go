@@ -20,6 +20,7 @@ import (
 
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/blobs"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/postgres"
@@ -86,6 +87,7 @@ func (f follower) run(ctx context.Context) error {
 		}
 		subscriber := eventstore.NewSubscriber(f.Store, eventstore.SubscriberConfig{
 			Types: f.types, Checkpoint: func(context.Context) (event.Position, error) { return at, nil }, Log: f.Log,
+			Hold: send.IsUnsealed,
 		})
 		defer subscriber.Close()
 		pages, err := subscriber.Subscribe(ctx, f.name)

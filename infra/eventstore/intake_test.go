@@ -26,7 +26,7 @@ func taken(t *testing.T, in *intake, tick <-chan time.Time) (positions []uint64,
 
 func TestPageIsWhatArrivedMeanwhile(t *testing.T) {
 	t.Parallel()
-	in := newIntake(3)
+	in := newIntake(3, nil)
 	for position := range uint64(3) {
 		require.NoError(t, in.event(t.Context(), at(position+1)))
 	}
@@ -45,12 +45,12 @@ func TestIntakeHoldsOnePage(t *testing.T) {
 	t.Parallel()
 	full := map[string]func() *intake{
 		"by events": func() *intake {
-			in := newIntake(1)
+			in := newIntake(1, nil)
 			require.NoError(t, in.event(t.Context(), at(1)))
 			return in
 		},
 		"by bytes": func() *intake {
-			in := newIntake(100)
+			in := newIntake(100, nil)
 			large := at(1)
 			large.Data = make([]byte, maxPageBytes)
 			require.NoError(t, in.event(t.Context(), large))
@@ -78,7 +78,7 @@ func TestIntakeHoldsOnePage(t *testing.T) {
 
 func TestMovedPositionWaitsForTheTick(t *testing.T) {
 	t.Parallel()
-	in := newIntake(10)
+	in := newIntake(10, nil)
 	in.moved(at(5).Position)
 	in.moved(at(6).Position)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -103,4 +103,49 @@ func TestMovedPositionWaitsForTheTick(t *testing.T) {
 	positions, got = taken(t, in, nil)
 	require.Equal(t, []uint64{8}, positions, "what came before the end is given with it")
 	require.ErrorIs(t, got.err, context.DeadlineExceeded)
+}
+
+// Events that are to be held wait for more, until the page is full, something else comes or the time is over.
+func TestHeldEventsGather(t *testing.T) {
+	t.Parallel()
+	hold := func(e event.Recorded) bool { return e.Position.Commit < 10 }
+	put := func(in *intake, positions ...uint64) {
+		for _, p := range positions {
+			require.NoError(t, in.event(t.Context(), at(p)))
+		}
+	}
+	for name, c := range map[string]struct {
+		put   []uint64
+		then  func(*intake)
+		waits bool
+	}{
+		"alone":                        {put: []uint64{1, 2}, waits: true},
+		"before one that is not":       {put: []uint64{1, 2, 10}},
+		"behind one that is not":       {put: []uint64{10, 1}},
+		"a full page":                  {put: []uint64{1, 2, 3, 4}},
+		"that are the newest":          {put: []uint64{1}, then: (*intake).wentLive},
+		"of a connection that is over": {put: []uint64{1}, then: func(in *intake) { in.end(context.Canceled) }},
+		"while the position moves":     {put: []uint64{1}, then: func(in *intake) { in.moved(at(5).Position) }, waits: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			in := newIntake(4, hold)
+			for range 2 { // each page by itself
+				began := time.Now()
+				put(in, c.put...)
+				if c.then != nil {
+					c.then(in)
+				}
+				positions, _ := taken(t, in, nil)
+				require.Equal(t, c.put, positions)
+				if c.waits {
+					require.GreaterOrEqual(t, time.Since(began), gatherFor)
+				} else {
+					in.mu.Lock()
+					require.Zero(t, in.held)
+					in.mu.Unlock()
+				}
+			}
+		})
+	}
 }

@@ -30,6 +30,8 @@ const (
 	searchWindow = 256
 	// emptyPageEvery is how often at most a page without events is given out while the store is busy with other events.
 	emptyPageEvery = 100 * time.Millisecond
+	// gatherFor is how long events that are to be held wait for more.
+	gatherFor = 100 * time.Millisecond
 	// checkpointTimeout bounds one call of SubscriberConfig.Checkpoint.
 	checkpointTimeout = 5 * time.Second
 )
@@ -75,6 +77,9 @@ type SubscriberConfig struct {
 	Checkpoint func(context.Context) (event.Position, error)
 	// MaxPage bounds the events of one page; 0 is 2,000.
 	MaxPage int
+	// Hold tells of an event that nobody waits for, because more will come that belong to it. As long as there are only such events they gather for up to
+	// 100 ms, so that a page is worth its transaction. May be nil.
+	Hold func(event.Recorded) bool
 	// OnCaughtUp is called each time that everything up to the newest event was handled and the subscription went live. May be nil.
 	OnCaughtUp func()
 	// Log gets what an operator should know; nil is the Store's.
@@ -185,7 +190,7 @@ func (s *subscription) checkpoint(ctx context.Context) (event.Position, error) {
 // follow subscribes after s.done and gives out pages until the connection breaks.
 func (s *subscription) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	in := newIntake(s.config.MaxPage)
+	in := newIntake(s.config.MaxPage, s.config.Hold)
 	var receiver sync.WaitGroup
 	receiver.Go(func() { in.end(s.receive(ctx, in)) })
 	defer receiver.Wait()
