@@ -55,8 +55,8 @@ type Reads interface {
 	PendingSends(ctx context.Context, companyID string, env event.Environment, audioID string, before event.Position) (sendIDs []string, err error)
 	// SendEnded reports whether every delivery of a send has ended.
 	SendEnded(ctx context.Context, sendID string) (bool, error)
-	// Delivery finds what a delivery is about.
-	Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, found bool, err error)
+	// Delivery finds what a delivery is about, and since when it is cancelled; nil if it is not.
+	Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, cancelledAt *time.Time, found bool, err error)
 	// Quota tells what a company used in the calendar month (UTC) of a time.
 	Quota(ctx context.Context, companyID string, env event.Environment, month time.Time) (Used, error)
 	// Reserve holds room in a company's quotas for what is being made, if there is. Used is what is used of them, with what is held for others.

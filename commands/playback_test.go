@@ -125,7 +125,7 @@ func TestAPlayerReportsItsOwnDeliveriesOnly(t *testing.T) {
 		refused(t, err, fault.NotFound)
 		require.Empty(t, p.History(t, p.stream()), name)
 	}
-	for status, code := range map[string]fault.Code{"": fault.MissingField, "paused": fault.OutOfRange, "cancelled": fault.OutOfRange} {
+	for status, code := range map[string]fault.Code{"": fault.MissingField, "paused": fault.InvalidFormat, "cancelled": fault.InvalidFormat} {
 		cmd := own
 		cmd.Status = status
 		_, err := p.Commands.ReportPlayback.Handle(t.Context(), cmd)
@@ -168,7 +168,7 @@ func TestAPlayerCanBeFasterThanTheReadModel(t *testing.T) {
 	id := p.Upload(t, p.Caller())
 	stop()
 	sent := p.Send(t, id, "hall", "other")
-	_, found, err := p.Reads.Delivery(t.Context(), p.CompanyID, event.Live, sent.Sent[0].DeliveryID)
+	_, _, found, err := p.Reads.Delivery(t.Context(), p.CompanyID, event.Live, sent.Sent[0].DeliveryID)
 	require.NoError(t, err)
 	require.False(t, found)
 	for _, s := range sent.Sent {
@@ -219,4 +219,53 @@ func TestASendIsCancelledOnceAndNotWhenItIsOver(t *testing.T) {
 		}
 		refused(t, p.Commands.CancelSend.Handle(t.Context(), commands.CancelSend{Caller: p.Caller(), SendID: over.ID}), fault.Conflict)
 	}
+}
+
+// From the answer to a cancellation on its deliveries are cancelled wherever they are read, and nothing begins to play; what plays is for the player to
+// end, and what played before, and is reported late, has played. No worker is at work here.
+func TestACancellationIsReadAtOnce(t *testing.T) {
+	t.Parallel()
+	partner := world.Partner(t)
+	partner.Locations(t, "delivered", "early", "idle", "playing")
+	id := partner.Upload(t, partner.Caller())
+	sent := map[string]played{}
+	broadcast := partner.Send(t, id, "delivered", "early", "idle", "playing")
+	for _, s := range broadcast.Sent {
+		sent[s.ExternalID] = played{partner, s}
+	}
+	before := time.Now()
+	_, err := sent["delivered"].report(t, "delivered")
+	require.NoError(t, err)
+	_, err = sent["playing"].report(t, "playing")
+	require.NoError(t, err)
+	require.NoError(t, partner.Commands.CancelSend.Handle(t.Context(), commands.CancelSend{Caller: partner.Caller(), SendID: broadcast.ID}))
+
+	counts := func() sends.Counts {
+		t.Helper()
+		got, err := sends.Get(t.Context(), partner.Pool, partner.CompanyID, event.Live, broadcast.ID)
+		require.NoError(t, err)
+		require.Equal(t, "cancelled", got.Status)
+		return got.Counts
+	}
+	require.Equal(t, sends.Counts{Cancelled: 3, Playing: 1}, counts())
+	for _, at := range []string{"delivered", "idle"} {
+		now, err := sent[at].report(t, "playing")
+		require.NoError(t, err)
+		require.Equal(t, delivery.StatusCancelled, now)
+		require.NotContains(t, partner.Types(t, sent[at].stream()), delivery.PlaybackStarted{}.EventType())
+	}
+	now, err := sent["playing"].report(t, "played")
+	require.NoError(t, err)
+	require.Equal(t, delivery.StatusPlayed, now)
+	early := sent["early"]
+	now, err = partner.Commands.ReportPlayback.Handle(t.Context(), commands.ReportPlayback{
+		Caller: partner.Caller(), UserID: early.UserID, DeliveryID: early.DeliveryID, Status: "played", At: &before,
+	})
+	require.NoError(t, err)
+	require.Equal(t, delivery.StatusPlayed, now)
+	require.Equal(t, sends.Counts{Cancelled: 2, Played: 2}, counts())
+	_, shown, _, err := sends.FindDelivery(t.Context(), partner.Pool, partner.CompanyID, event.Live, early.DeliveryID)
+	require.NoError(t, err)
+	require.WithinDuration(t, before, *shown.EndedAt, time.Millisecond, "when it played, and not when it was cancelled")
+	require.Nil(t, shown.Reason)
 }

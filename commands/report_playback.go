@@ -31,7 +31,7 @@ func (h ReportPlaybackHandler) Handle(ctx context.Context, cmd ReportPlayback) (
 	if !ok || userID != cmd.UserID {
 		return "", fault.New(fault.NotFound, "There is no such delivery at this location.")
 	}
-	ref, err := h.ref(ctx, cmd, sendID)
+	ref, cancelledAt, err := h.ref(ctx, cmd, sendID)
 	if err != nil {
 		return "", err
 	}
@@ -42,6 +42,9 @@ func (h ReportPlaybackHandler) Handle(ctx context.Context, cmd ReportPlayback) (
 	var status delivery.Status
 	position, err := h.changeDelivery(ctx, cmd.Caller, ref, func(d delivery.Delivery) ([]event.Payload, error) {
 		payloads, err := d.Report(ref, cmd.Status, at, cmd.Reason)
+		if err == nil && cancelledAt != nil && !at.Before(*cancelledAt) && d.Status() != delivery.StatusPlaying {
+			payloads = d.Cancel(ref, h.now(), delivery.CalledOff) // its send was cancelled, and the worker has not come to it yet
+		}
 		status = d.Status()
 		for _, p := range payloads {
 			status, _ = delivery.StatusAfter(p.EventType())
@@ -55,26 +58,26 @@ func (h ReportPlaybackHandler) Handle(ctx context.Context, cmd ReportPlayback) (
 	return status, nil
 }
 
-// ref finds what the delivery is about. A player can be faster than the read model; then the send's own stream is asked.
-func (h ReportPlaybackHandler) ref(ctx context.Context, cmd ReportPlayback, sendID string) (delivery.Ref, error) {
-	ref, found, err := h.Reads.Delivery(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.DeliveryID)
+// ref finds what the delivery is about, and since when it is cancelled. A player can be faster than the read model; then the send's own stream is asked.
+func (h ReportPlaybackHandler) ref(ctx context.Context, cmd ReportPlayback, sendID string) (ref delivery.Ref, cancelledAt *time.Time, err error) {
+	ref, cancelledAt, found, err := h.Reads.Delivery(ctx, cmd.Caller.CompanyID, cmd.Caller.Environment, cmd.DeliveryID)
 	if err != nil || found {
-		return ref, err
+		return ref, cancelledAt, err
 	}
 	history, err := h.Store.Load(ctx, send.Stream(sendID))
 	if err != nil {
-		return delivery.Ref{}, err
+		return delivery.Ref{}, nil, err
 	}
 	s, err := send.Load(history)
 	if err != nil {
-		return delivery.Ref{}, err
+		return delivery.Ref{}, nil, err
 	}
 	if s.BelongsTo(cmd.Caller.CompanyID, cmd.Caller.Environment) && !s.Open {
 		for _, sent := range s.Sent {
 			if sent.UserID == cmd.UserID {
-				return delivery.Ref{DeliveryID: sent.DeliveryID, SendID: s.ID, AudioID: sent.AudioID, ExternalID: sent.ExternalID, UserID: sent.UserID}, nil
+				return delivery.Ref{DeliveryID: sent.DeliveryID, SendID: s.ID, AudioID: sent.AudioID, ExternalID: sent.ExternalID, UserID: sent.UserID}, nil, nil
 			}
 		}
 	}
-	return delivery.Ref{}, fault.New(fault.NotFound, "There is no such delivery at this location.")
+	return delivery.Ref{}, nil, fault.New(fault.NotFound, "There is no such delivery at this location.")
 }

@@ -56,10 +56,13 @@ func (r *Reads) SendEnded(ctx context.Context, sendID string) (bool, error) {
 	return sends.Ended(ctx, r.pool, sendID)
 }
 
-// Delivery finds what a delivery is about.
-func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, found bool, err error) {
-	ref, _, found, err = sends.FindDelivery(ctx, r.pool, companyID, env, deliveryID)
-	return ref, found, err
+// Delivery finds what a delivery is about, and since when it is cancelled; nil if it is not.
+func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, cancelledAt *time.Time, found bool, err error) {
+	ref, d, found, err := sends.FindDelivery(ctx, r.pool, companyID, env, deliveryID)
+	if d.Status == string(delivery.StatusCancelled) {
+		cancelledAt = d.EndedAt
+	}
+	return ref, cancelledAt, found, err
 }
 
 // OpenDeliveries lists the deliveries at a location that have not ended, of sends that were recorded before a position.

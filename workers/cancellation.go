@@ -76,7 +76,7 @@ func (w *Cancellation) handle(ctx context.Context, batch *pgx.Batch, events []ev
 		for i, sent := range s.Sent {
 			refs[i] = delivery.Ref{DeliveryID: sent.DeliveryID, SendID: s.ID, AudioID: sent.AudioID, ExternalID: sent.ExternalID, UserID: sent.UserID}
 		}
-		if err := w.cancel(ctx, e.Metadata, refs, "the send was cancelled"); err != nil {
+		if err := w.cancel(ctx, e.Metadata, refs, delivery.CalledOff); err != nil {
 			return err
 		}
 	}

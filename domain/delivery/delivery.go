@@ -25,6 +25,9 @@ const (
 	StatusCancelled Status = "cancelled"
 )
 
+// CalledOff is the reason of the deliveries of a send that was cancelled.
+const CalledOff = "the send was cancelled"
+
 // maxReasonRunes bounds the reason that a player gives.
 const maxReasonRunes = 500
 
@@ -156,6 +159,14 @@ func (d Delivery) Expire(ref Ref, at time.Time, final bool) []event.Payload {
 		return []event.Payload{Failed{Ref: ref, At: at, Reason: "the player did not report the end of the playback"}}
 	}
 	return nil
+}
+
+// GiveUp ends a delivery that could not be handed over in time, with what stood in the way. One that was handed over is not affected.
+func (d Delivery) GiveUp(ref Ref, at time.Time, reason string) []event.Payload {
+	if d.Status() != StatusQueued {
+		return nil
+	}
+	return []event.Payload{Failed{Ref: ref, At: at, Reason: reason}}
 }
 
 // Cancel ends a delivery that was not played yet.

@@ -105,18 +105,29 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 			batch.Queue(refuse, p.SendID)
 			return nil
 		}
-		// What was not sent yet ends here; what was has a delivery that ends by an event of its own.
+		// What was not sent yet ends here. What was sent and does not play yet ends by an event of its own, and is shown as cancelled from here on; that it began to
+		// play at this very moment is of a higher rank.
 		const cancel = `
 			WITH ended AS (
 				UPDATE delivery SET status = 'cancelled', rank = $3, ended_at = $2, reason = 'the send was cancelled'
 				WHERE send_id = $1 AND status = 'scheduled' RETURNING user_id
+			), queued AS (
+				UPDATE delivery SET status = 'cancelled', rank = $4, ended_at = $2, reason = 'the send was cancelled'
+				WHERE send_id = $1 AND status = 'queued' RETURNING user_id
+			), delivered AS (
+				UPDATE delivery SET status = 'cancelled', ended_at = $2, reason = 'the send was cancelled'
+				WHERE send_id = $1 AND status = 'delivered' RETURNING user_id
 			), located AS (
 				INSERT INTO location AS l (user_id, company_id, environment, cancelled)
 				SELECT e.user_id, s.company_id, s.environment, 1 FROM ended e JOIN send s ON s.send_id = $1
 				ON CONFLICT (user_id, company_id, environment) DO UPDATE SET cancelled = l.cancelled + 1
-			), n AS (SELECT count(*) AS ended FROM ended)
-			UPDATE send SET cancelled_at = coalesce(cancelled_at, $2), scheduled = scheduled - n.ended, cancelled = cancelled + n.ended FROM n WHERE send_id = $1`
-		batch.Queue(cancel, p.SendID, e.Metadata.Time, rankEnded)
+			), n AS (
+				SELECT (SELECT count(*) FROM ended) AS ended, (SELECT count(*) FROM queued) AS queued, (SELECT count(*) FROM delivered) AS delivered
+			)
+			UPDATE send SET cancelled_at = coalesce(cancelled_at, $2), scheduled = scheduled - n.ended, queued = send.queued - n.queued,
+				delivered = send.delivered - n.delivered, cancelled = cancelled + n.ended + n.queued + n.delivered
+			FROM n WHERE send_id = $1`
+		batch.Queue(cancel, p.SendID, e.Metadata.Time, rankEnded, rankDelivered)
 	}
 	return nil
 }

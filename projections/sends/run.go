@@ -261,7 +261,7 @@ const (
 			queued_at = coalesce(d.queued_at, excluded.queued_at),
 			delivered_at = coalesce(d.delivered_at, excluded.delivered_at),
 			playing_at = coalesce(d.playing_at, excluded.playing_at),
-			ended_at = coalesce(d.ended_at, excluded.ended_at)
+			ended_at = CASE WHEN excluded.rank > d.rank AND d.rank < 4 THEN excluded.ended_at ELSE coalesce(d.ended_at, excluded.ended_at) END
 		` + theCounts
 
 	moveDeliveries = theChanges + `
@@ -271,7 +271,7 @@ const (
 			rank = greatest(d.rank, v.rank),
 			delivered_at = coalesce(d.delivered_at, v.delivered_at),
 			playing_at = coalesce(d.playing_at, v.playing_at),
-			ended_at = coalesce(d.ended_at, v.ended_at)
+			ended_at = CASE WHEN v.rank > d.rank AND d.rank < 4 THEN v.ended_at ELSE coalesce(d.ended_at, v.ended_at) END
 		FROM v WHERE d.send_id = v.send_id AND d.user_id = v.user_id
 		` + theCounts
 

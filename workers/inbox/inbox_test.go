@@ -19,6 +19,7 @@ import (
 	"github.com/musique/musique/commands/commandstest"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/postgres/postgrestest"
+	"github.com/musique/musique/projections"
 	"github.com/musique/musique/workers"
 	"github.com/musique/musique/workers/inbox"
 )
@@ -31,6 +32,7 @@ var (
 func TestMain(m *testing.M) {
 	os.Exit(commandstest.Main(m, func(t testing.TB) {
 		pool = postgrestest.New(t)
+		require.NoError(t, projections.Migrate(t.Context(), pool))
 		require.NoError(t, workers.Migrate(t.Context(), pool))
 		hub = inbox.NewHub(pool, commandstest.Quiet)
 		commandstest.Run(t, hub.Run)
@@ -131,6 +133,22 @@ func TestAReaderResumesWhereItWas(t *testing.T) {
 	require.Equal(t, []string{"deliver " + id(2), "deliver " + id(4), "cancel " + id(3)}, ids)
 	put(t)
 	end(t)
+}
+
+// From the moment that a send is cancelled nobody is told to play it, though its deliveries are cancelled one by one.
+func TestACancelledSendIsToldToNobody(t *testing.T) {
+	t.Parallel()
+	l := newLocation()
+	one, other := delivery(l, l.CompanyID+"one"), delivery(l, l.CompanyID+"other")
+	put(t, one, other)
+	const sent = `INSERT INTO sends.send (send_id, company_id, environment, audio_id, priority, repeat, volume, expires_in, single, local_time, total, created_at, sealed, position, cancelled_at)
+		VALUES ($1, $2, 'live', 'aud_x', 'normal', 1, 100, 60, true, '', 1, now(), true, 1, $3)`
+	_, err := pool.Exec(t.Context(), sent, one.Delivery.SendID, l.CompanyID, time.Now())
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), sent, other.Delivery.SendID, l.CompanyID, nil)
+	require.NoError(t, err)
+	_, ids := after(t, l, 0, 10)
+	require.Equal(t, []string{"deliver " + other.Delivery.DeliveryID}, ids)
 }
 
 func TestOneBatchKeepsItsOrder(t *testing.T) {
@@ -360,6 +378,7 @@ func TestAnInboxThatIsMadeAgainTellsEverything(t *testing.T) {
 		return last
 	}
 	fill := func(ids ...string) {
+		require.NoError(t, projections.Migrate(ctx, pool))
 		require.NoError(t, workers.Migrate(ctx, pool))
 		batch := &pgx.Batch{}
 		for _, id := range ids {
