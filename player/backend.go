@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,8 +49,17 @@ var programs = []program{
 	{"aplay", []string{"wav"}, func(s Sound) []string { return []string{"-q", "--", s.File} }},
 }
 
-// killDelay is how long the output of a program that was ended is waited for.
-const killDelay = time.Second
+const (
+	// killDelay is how long the output of a program that was ended is waited for.
+	killDelay = time.Second
+	// restBytes is how much of a program's output is kept: its end says why it failed.
+	restBytes = 2 << 10
+	// inaudible is the rest of a sound that no program is started for: some take it for an error to begin so close to the end.
+	inaudible = 100 * time.Millisecond
+	// tellingLength is the length from which on a program that ends before half of it cannot have played it: ffplay ends well without a sound card, and when
+	// it cannot read a file.
+	tellingLength = time.Second
+)
 
 // Find gives a backend by its name: auto, simulated, or one of the programs.
 func Find(name string) (Backend, error) {
@@ -75,33 +85,65 @@ func Find(name string) (Backend, error) {
 // program is a player program of the machine.
 type program struct {
 	name string
-	// formats are what it plays; nil is all. The rest is played on the simulated clock.
+	// formats are what it plays; nil is all.
 	formats   []string
 	arguments func(Sound) []string
 }
 
 // Name implements Backend.
-func (p program) Name() string { return p.name }
+func (p program) Name() string {
+	if p.formats == nil {
+		return p.name
+	}
+	return fmt.Sprintf("%s, which plays %s only (mpv and ffplay play every format)", p.name, strings.Join(p.formats, ", "))
+}
 
 // Play implements Backend.
 func (p program) Play(ctx context.Context, s Sound) error {
 	if p.formats != nil && !slices.Contains(p.formats, s.Format) {
-		return clock{}.Play(ctx, s)
+		return fmt.Errorf("%s plays no %s; install mpv or ffplay", p.name, s.Format)
+	}
+	length := s.Duration - s.From
+	if s.From > 0 && length < inaudible {
+		return nil
 	}
 	cmd := exec.CommandContext(ctx, p.name, p.arguments(s)...) //nolint:gosec // one of our own table
-	// The program can be a script that runs the real one, which must end with it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = endsWithUs()
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = killDelay
-	out, err := cmd.CombinedOutput()
+	out := &tail{}
+	cmd.Stdout, cmd.Stderr = out, out
+	started := time.Now()
+	// The kernel ends the program with the thread that started it, which must last as long as the program.
+	runtime.LockOSThread()
+	err := cmd.Run()
+	runtime.UnlockOSThread()
+	took := time.Since(started)
 	switch {
-	case err == nil:
-		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case err != nil:
+		return fmt.Errorf("%s: %w: %s", p.name, err, out)
+	case length >= tellingLength && took < length/2:
+		return fmt.Errorf("%s ended after %.1f s of %.1f s: %s", p.name, took.Seconds(), length.Seconds(), out)
 	}
-	return fmt.Errorf("%s: %w: %s", p.name, err, strings.TrimSpace(string(out)))
+	return nil
 }
+
+// tail keeps the end of what is written.
+type tail struct{ rest []byte }
+
+// Write implements io.Writer.
+func (t *tail) Write(p []byte) (int, error) {
+	t.rest = append(t.rest, p...)
+	if extra := len(t.rest) - restBytes; extra > 0 {
+		t.rest = append(t.rest[:0], t.rest[extra:]...)
+	}
+	return len(p), nil
+}
+
+// String implements fmt.Stringer.
+func (t *tail) String() string { return strings.TrimSpace(string(t.rest)) }
 
 // clock plays nothing for as long as the sound lasts.
 type clock struct{}

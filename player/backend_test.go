@@ -4,8 +4,10 @@ import (
 	"context"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -44,8 +46,8 @@ func TestTheFirstProgramThatTheMachineHas(t *testing.T) {
 	require.ErrorContains(t, err, `there is no backend "gramophone"; choose from auto, mpv, ffplay, aplay, simulated`)
 	for _, program := range []string{"aplay", "ffplay", "mpv"} { // the best one last
 		install(t, dir, program, "")
-		require.Equal(t, program, name(Auto))
-		require.Equal(t, program, name(program))
+		require.Regexp(t, "^"+program+"(, which plays wav only|$)", name(Auto))
+		require.Equal(t, name(Auto), name(program))
 	}
 	require.Contains(t, name(Simulated), "a simulated clock")
 }
@@ -61,9 +63,9 @@ func TestProgramsAreToldWhatToPlay(t *testing.T) {
 		install(t, dir, name, "")
 		b, err := Find(name)
 		require.NoError(t, err)
-		sound := Sound{File: "/audio/-x.mp3", Format: "mp3", Duration: 10 * time.Millisecond, Volume: 40, From: 2500 * time.Millisecond}
-		if name == "aplay" { // which plays nothing but WAV
-			require.NoError(t, b.Play(t.Context(), sound))
+		sound := Sound{File: "/audio/-x.mp3", Format: "mp3", Duration: 3 * time.Second, Volume: 40, From: 2500 * time.Millisecond}
+		if name == "aplay" { // which plays nothing but WAV, and everything else as noise
+			require.EqualError(t, b.Play(t.Context(), sound), "aplay plays no mp3; install mpv or ffplay")
 			require.NoFileExists(t, filepath.Join(dir, "aplay.called"))
 			sound.File, sound.Format = "/audio/-x.wav", "wav"
 		}
@@ -79,6 +81,74 @@ func TestAProgramThatFailsSaysWhy(t *testing.T) {
 	b, err := Find("mpv")
 	require.NoError(t, err)
 	require.EqualError(t, b.Play(t.Context(), Sound{}), "mpv: exit status 3: no sound card")
+	install(t, dir, "mpv", "i=0; while [ $i -lt 2000 ]; do echo line $i of a program that talks; i=$((i+1)); done; exit 1")
+	err = b.Play(t.Context(), Sound{})
+	require.ErrorContains(t, err, "line 1999 of a program that talks")
+	require.Less(t, len(err.Error()), 3000)
+}
+
+// ffplay ends well without a sound card, and with a file that it cannot read.
+func TestAProgramThatEndsTooSoonHasNotPlayed(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	install(t, dir, "ffplay", "echo 'audio open failed' >&2")
+	b, err := Find("ffplay")
+	require.NoError(t, err)
+	require.ErrorContains(t, b.Play(t.Context(), Sound{Duration: time.Minute}), "s of 60.0 s: audio open failed")
+	require.NoError(t, b.Play(t.Context(), Sound{Duration: time.Minute, From: 59500 * time.Millisecond}), "of half a second nothing can be said")
+	require.NoError(t, os.Remove(filepath.Join(dir, "ffplay.called")))
+	require.NoError(t, b.Play(t.Context(), Sound{Duration: time.Minute, From: time.Minute}))
+	require.NoFileExists(t, filepath.Join(dir, "ffplay.called"), "there is nothing left to play")
+}
+
+// The programs that this machine has, where it has any, play each format from a place within to its end.
+func TestTheProgramsOfThisMachine(t *testing.T) {
+	ffmpeg, err := exec.LookPath("ffmpeg")
+	if err != nil {
+		t.Log("there is no ffmpeg here, to make the formats with")
+		return
+	}
+	dir := t.TempDir()
+	// There is nothing to hear here: each gets a sound card that only takes as long as a real one.
+	t.Setenv("SDL_AUDIODRIVER", "dummy")
+	t.Setenv("MPV_HOME", dir)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "mpv.conf"), []byte("ao=null\n"), 0o600))
+	for _, name := range []string{"mpv", "ffplay"} {
+		b, err := Find(name)
+		if err != nil {
+			t.Log(err)
+			continue
+		}
+		var all sync.WaitGroup
+		for file, format := range map[string]string{"a.mp3": "mp3", "a.wav": "wav", "a.ogg": "ogg", "a.opus.ogg": "ogg", "a.aac": "aac", "a.m4a": "aac"} {
+			all.Go(func() { playsWell(t, b, ffmpeg, filepath.Join(dir, file), format) })
+		}
+		all.Wait()
+	}
+}
+
+// playsWell plays the last two seconds of a minute. A program that does not begin there takes the whole minute.
+func playsWell(t *testing.T, b Backend, ffmpeg, path, format string) {
+	codec := map[string]string{"a.mp3": "libmp3lame", "a.wav": "pcm_s16le", "a.ogg": "libvorbis", "a.opus.ogg": "libopus", "a.aac": "aac", "a.m4a": "aac"}[filepath.Base(path)]
+	tone := []string{"-y", "-loglevel", "error", "-f", "lavfi", "-i", "sine=frequency=440:duration=60", "-c:a", codec, path}
+	if out, err := exec.Command(ffmpeg, tone...).CombinedOutput(); err != nil {
+		t.Errorf("%s: %v: %s", path, err, out)
+		return
+	}
+	play := func(from time.Duration) (time.Duration, error) {
+		begun := time.Now()
+		err := b.Play(t.Context(), Sound{File: path, Format: format, Duration: time.Minute, Volume: 50, From: from})
+		return time.Since(begun), err
+	}
+	if took, err := play(58 * time.Second); err != nil || took < 1900*time.Millisecond || took > 30*time.Second {
+		t.Errorf("%s played the last two seconds of %s for %s: %v", b.Name(), path, took, err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Repeat("no sound ", 1000)), 0o600); err != nil {
+		t.Error(err)
+	}
+	if _, err := play(0); err == nil {
+		t.Errorf("%s played %s, which has no sound", b.Name(), path)
+	}
 }
 
 func TestAProgramEndsWithItsChildren(t *testing.T) {

@@ -9,24 +9,29 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
 const (
-	// maxCacheBytes bounds the audio that is kept; the audio that was used longest ago goes first.
-	maxCacheBytes = 512 << 20
+	// DefaultCacheBytes bounds the audio that is kept on the disk, if nothing else is said.
+	DefaultCacheBytes = 512 << 20
 	// maxAudioBytes bounds one download.
 	maxAudioBytes = 64 << 20
-	// fetchTimeout bounds one download.
-	fetchTimeout = 5 * time.Minute
+	// fetchTimeout bounds one download; one that brings nothing for silenceLimit is given up before.
+	fetchTimeout = time.Hour
 )
+
+// errNoRoom says that audio has to wait until what is needed before it has been played.
+var errNoRoom = errors.New("the audio that is needed before leaves it no room")
 
 var (
 	digestPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -38,19 +43,15 @@ type cache struct {
 	dir      string
 	server   *server
 	maxBytes int64
-	// wanted gives the files that are still to be played: they are the last to go.
-	wanted func() map[string]bool
+	// needed gives the audio that is still to be played, in the order that it is needed in.
+	needed func() []Audio
+
+	mu     sync.Mutex
+	coming int64 // bytes of the downloads that are under way
 }
 
-func openCache(stateDir string, s *server, wanted func() []Audio) (*cache, error) {
-	c := &cache{dir: filepath.Join(stateDir, "audio"), server: s, maxBytes: maxCacheBytes}
-	c.wanted = func() map[string]bool {
-		files := map[string]bool{}
-		for _, a := range wanted() {
-			files[filepath.Base(c.file(a))] = true
-		}
-		return files
-	}
+func openCache(stateDir string, s *server, maxBytes int64, needed func() []Audio) (*cache, error) {
+	c := &cache{dir: filepath.Join(stateDir, "audio"), server: s, maxBytes: maxBytes, needed: needed}
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("player: %w", err)
 	}
@@ -60,21 +61,26 @@ func openCache(stateDir string, s *server, wanted func() []Audio) (*cache, error
 
 func (c *cache) file(a Audio) string { return filepath.Join(c.dir, a.SHA256+"."+a.Format) }
 
-// fetch gives the file with the audio, whose hash is checked: of a file that is there too, since cheap memory cards forget.
+// has gives the file with the audio, if it is there and its hash is right: cheap memory cards forget.
+func (c *cache) has(a Audio) (path string, ok bool) {
+	path = c.file(a)
+	return path, hashed(path) == a.SHA256
+}
+
+// fetch gives the file with the audio.
 func (c *cache) fetch(ctx context.Context, a Audio) (string, error) {
-	path := c.file(a)
-	if hashed(path) == a.SHA256 {
+	path, ok := c.has(a)
+	if ok {
 		now := time.Now()
-		return path, os.Chtimes(path, now, now)
+		_ = os.Chtimes(path, now, now) // a disk that does not take that lets it be played all the same
+		return path, nil
 	}
-	if err := c.download(ctx, a, path); err != nil {
-		if errors.Is(err, syscall.ENOSPC) { // something else fills the disk; what is kept only to be fetched once less can go
-			_, total, _ := c.files() // unreadable is empty
-			err = errors.Join(err, c.prune(path, total/2))
-		}
-		return "", err
+	_ = os.Remove(path) // it is not there, or of no use
+	err := c.download(ctx, a, path)
+	if errors.Is(err, syscall.ENOSPC) { // something else fills the disk; what is kept only to be fetched once less can go
+		err = errors.Join(err, c.shrink())
 	}
-	return path, c.prune(path, c.maxBytes)
+	return path, err
 }
 
 // hashed is the digest of a file, or "" if it cannot be read.
@@ -92,8 +98,16 @@ func hashed(path string) string {
 }
 
 func (c *cache) download(ctx context.Context, a Audio, path string) (err error) {
+	if a.Size > 0 { // without a request, if it has to wait anyway
+		if err := c.reserve(a, a.Size); err != nil {
+			return err
+		}
+		c.release(a.Size)
+	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
+	silence := time.AfterFunc(silenceLimit, cancel)
+	defer silence.Stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.URL, nil)
 	if err != nil {
 		return err
@@ -106,18 +120,27 @@ func (c *cache) download(ctx context.Context, a Audio, path string) (err error) 
 	if resp.StatusCode != http.StatusOK {
 		return c.server.refused(resp)
 	}
+	size := resp.ContentLength
+	if size < 0 {
+		size = cmp.Or(max(a.Size, 0), maxAudioBytes)
+	}
+	if err := c.reserve(a, size); err != nil {
+		return err
+	}
+	defer c.release(size)
 	file, err := os.CreateTemp(c.dir, newFiles)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(file.Name()) // renamed away when all went well
 	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(file, hash), io.LimitReader(resp.Body, maxAudioBytes+1))
+	heard := heardReader{resp.Body, func() { silence.Reset(silenceLimit) }}
+	n, err := io.Copy(io.MultiWriter(file, hash), io.LimitReader(heard, size+1))
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return err
 	}
-	if n > maxAudioBytes {
-		return fmt.Errorf("the audio is larger than %d bytes", maxAudioBytes)
+	if n > size {
+		return fmt.Errorf("the audio is larger than %d bytes", size)
 	}
 	if got := hex.EncodeToString(hash.Sum(nil)); got != a.SHA256 {
 		return fmt.Errorf("the audio's hash is %s, not %s", got, a.SHA256)
@@ -125,35 +148,96 @@ func (c *cache) download(ctx context.Context, a Audio, path string) (err error) 
 	return os.Rename(file.Name(), path)
 }
 
-// prune removes the audio that was used longest ago until the rest fits, but for the one at hand. What is still to be played goes only if nothing else
-// is left; it is fetched again when its time comes.
-func (c *cache) prune(keep string, limit int64) error {
-	files, total, err := c.files()
+// heardReader calls heard whenever something was read.
+type heardReader struct {
+	io.Reader
+	heard func()
+}
+
+// Read implements io.Reader.
+func (r heardReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.heard()
+	return n, err
+}
+
+// reserve makes room for audio that is about to come, which release gives back: what is on the disk with what is coming is never more than the bound.
+func (c *cache) reserve(a Audio, size int64) error {
+	switch {
+	case size > maxAudioBytes:
+		return fmt.Errorf("the audio is larger than %d bytes", maxAudioBytes)
+	case size > c.maxBytes:
+		return fmt.Errorf("the audio has %d bytes, and the cache takes %d in all", size, c.maxBytes)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	total, err := c.prune(a, c.maxBytes-c.coming-size)
 	if err != nil {
 		return err
 	}
-	wanted := c.wanted()
-	rank := func(f fs.FileInfo) int {
-		if wanted[f.Name()] {
-			return 1
-		}
-		return 0
+	if total+c.coming+size > c.maxBytes {
+		return fmt.Errorf("%w in the %d bytes of the cache", errNoRoom, c.maxBytes)
 	}
+	c.coming += size
+	return nil
+}
+
+func (c *cache) release(size int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.coming -= size
+}
+
+// shrink gives back up to half of what is kept, on a disk that something else fills: only what nothing needs any more, since what is needed could not be
+// fetched again.
+func (c *cache) shrink() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, total, err := c.files()
+	if err == nil {
+		_, err = c.prune(Audio{}, total/2)
+	}
+	return err
+}
+
+// prune removes audio until the rest is within a limit, and gives what is left. First goes what nothing needs any more, that which was used longest ago before
+// the rest; then what is needed later than the audio that the room is for, the last before the others: it is fetched again when there is room.
+func (c *cache) prune(room Audio, limit int64) (total int64, err error) {
+	files, total, err := c.files()
+	if err != nil || total <= limit {
+		return total, err
+	}
+	place, until := map[string]int{}, 0 // the place of a file in the order of need, and that of the one with the room
+	for i, a := range c.needed() {
+		name := filepath.Base(c.file(a))
+		if _, sooner := place[name]; !sooner {
+			place[name] = i + 1
+		}
+	}
+	if until = place[filepath.Base(c.file(room))]; until == 0 {
+		until = math.MaxInt // nothing that is needed goes for it
+	}
+	files = slices.DeleteFunc(files, func(f fs.FileInfo) bool { return place[f.Name()] != 0 && place[f.Name()] <= until })
 	slices.SortFunc(files, func(a, b fs.FileInfo) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.ModTime().Compare(b.ModTime()))
+		switch first, second := place[a.Name()], place[b.Name()]; {
+		case first == 0 && second == 0:
+			return a.ModTime().Compare(b.ModTime())
+		case first == 0 || second == 0:
+			return cmp.Compare(first, second)
+		default:
+			return cmp.Compare(second, first)
+		}
 	})
 	for _, f := range files {
 		if total <= limit {
-			return nil
+			break
 		}
-		if path := filepath.Join(c.dir, f.Name()); path != keep {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			total -= f.Size()
+		if err := os.Remove(filepath.Join(c.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return total, err
 		}
+		total -= f.Size()
 	}
-	return nil
+	return total, nil
 }
 
 // files lists what is kept, and how many bytes that is.

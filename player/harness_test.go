@@ -492,7 +492,7 @@ func newShop(t *testing.T, s *station) *shop {
 	require.NoError(t, err)
 	p := &shop{t: t, station: s, stage: &stage{simulated: simulated}, out: &output{}}
 	p.options = player.Options{
-		Server: s.url, DeviceToken: deviceToken, StateDir: t.TempDir(), Backend: p.stage, Output: p.out,
+		Server: s.url, DeviceToken: deviceToken, StateDir: player.MemoryDir(t), Backend: p.stage, Output: p.out,
 		Log:  slog.New(slog.NewTextHandler(p.out, nil)),
 		HTTP: &http.Client{Transport: &http.Transport{DialContext: s.dial}},
 	}

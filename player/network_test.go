@@ -1,6 +1,7 @@
 package player_test
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -149,6 +150,79 @@ func TestAPlayerWhoseSupplyWasCut(t *testing.T) {
 		require.Empty(t, left)
 		require.NoFileExists(t, filepath.Join(disk, ".new-123"))
 		require.NoFileExists(t, filepath.Join(disk, "audio", ".new-456"))
+	})
+}
+
+// How far a sound has come is noted every few seconds.
+func TestASoundThatWasCutOffResumes(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, s *station) {
+		p := opened(t, s)
+		s.deliver(order{id: "dlv_1", audio: "one", length: 30 * second, repeat: 2})
+		pass(47 * second) // 17 into the second round
+		disk := t.TempDir()
+		require.NoError(t, os.CopyFS(disk, os.DirFS(p.options.StateDir)))
+		p.end()
+		next := newShop(t, s)
+		next.options.StateDir = disk
+		next.start()
+		pass(time.Minute)
+		played := next.stage.performances()
+		require.Len(t, played, 1)
+		require.Equal(t, 15*second, played[0].From)
+		require.True(t, played[0].Whole)
+	})
+}
+
+// Audio that waits for its time is looked at again before it, since cheap memory cards forget.
+func TestAudioThatSpoiltWhileItWaitedIsFetchedAgain(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, s *station) {
+		p := opened(t, s)
+		noon := time.Now().Add(12 * time.Hour)
+		s.deliver(order{id: "dlv_1", audio: "noon", length: second, playAt: noon})
+		s.deliver(order{id: "dlv_2", audio: "good", length: second, playAt: noon})
+		pass(time.Hour)
+		file := filepath.Join(p.options.StateDir, "audio", digest([]byte("the sound of noon"))+".mp3")
+		require.NoError(t, os.WriteFile(file, []byte("the sound of nowt"), 0o600))
+		pass(12 * time.Hour)
+		require.ElementsMatch(t, []string{"noon", "good"}, p.stage.heard())
+		require.Equal(t, noon, p.stage.performances()[0].Begun)
+		require.Equal(t, []int{2, 1}, []int{s.downloaded("noon"), s.downloaded("good")})
+		require.Contains(t, p.out.String(), "audio on the disk is not what it was; fetching it again")
+	})
+}
+
+// What was fetched before the server went away plays at its time, whatever else happens to the player, and the server learns of it when it is back.
+func TestTheServerIsAwayForDays(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, s *station) {
+		p := opened(t, s)
+		begun := time.Now()
+		var want []string
+		for day := range 5 {
+			id := fmt.Sprint("dlv_", day)
+			want = append(want, id+" delivered", id+" playing", id+" played")
+			s.deliver(order{id: id, audio: fmt.Sprint("day ", day), length: 10 * second, playAt: begun.Add(time.Duration(day*24+12) * time.Hour), life: 7 * 24 * time.Hour})
+		}
+		pass(time.Minute)
+		s.setDown(true)
+		pass(36 * time.Hour)
+		p.end() // the machine is started again meanwhile
+		pass(time.Hour)
+		p.start()
+		pass(5 * 24 * time.Hour)
+		require.Equal(t, []string{"day 0", "day 1", "day 2", "day 3", "day 4"}, p.stage.heard())
+		for day, played := range p.stage.performances() {
+			require.Equal(t, begun.Add(time.Duration(day*24+12)*time.Hour), played.Begun)
+		}
+		require.Len(t, s.told(), 5, "that they were delivered")
+		s.setDown(false)
+		pass(2 * time.Minute)
+		require.ElementsMatch(t, want, s.told())
+		require.Equal(t, "dlv_4 played", s.last().String())
+		require.Equal(t, begun.Add(108*time.Hour+10*second).UTC(), s.last().At, "the time is that of the sound, not of the report")
+		require.Less(t, len(p.out.String()), 10_000, "days without a server are no reason to talk")
 	})
 }
 

@@ -38,6 +38,7 @@ type Audio struct {
 	SHA256   string  `json:"sha256"`
 	Format   string  `json:"format"`
 	Duration float64 `json:"duration"` // seconds
+	Size     int64   `json:"size"`     // bytes; 0 is not known
 }
 
 // parseOrder reads an order. With an error it still names the delivery, if that much can be read.

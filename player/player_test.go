@@ -114,7 +114,7 @@ func TestUrgentWaitsForNoDownload(t *testing.T) {
 		s.answer(func(w http.ResponseWriter, r *http.Request) bool { // the line is slow
 			if strings.HasSuffix(r.URL.Path, digest([]byte("the sound of slow"))) {
 				select {
-				case <-time.After(time.Minute):
+				case <-time.After(40 * second):
 				case <-r.Context().Done():
 				}
 			}

@@ -180,8 +180,8 @@ func (p *player) stream(ctx context.Context) (connected bool, retry time.Duratio
 	stream, end, err := p.server.open(ctx, last)
 	if err != nil {
 		if r := (refusal{}); last != "" && errors.As(err, &r) && r.code == invalidFormat {
-			// The place is none of this server's, so it will never be taken: from the beginning, then.
-			return false, 0, errors.Join(err, p.state.forgetPlace())
+			p.state.forgetPlace() // it is none of this server's, so it will never be taken: from the beginning, then
+			return false, 0, err
 		}
 		return false, 0, err
 	}
@@ -261,9 +261,7 @@ func (p *player) sendReports(ctx context.Context) error {
 			p.Log.Warn("the server does not take a report", "delivery", r.DeliveryID, "status", r.Status, "error", err)
 		}
 		failures = 0
-		if err := p.state.sent(); err != nil {
-			return err
-		}
+		p.state.sent()
 	}
 }
 

@@ -3,6 +3,8 @@ package player_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,7 +76,7 @@ func TestAnotherDeviceOnTheSameFolder(t *testing.T) {
 	})
 }
 
-// While the disk takes nothing, nothing is promised to the server and nothing is played; when it does again, all goes on.
+// A folder that is away for a while: a disk that was unplugged, or a network's.
 func TestADiskThatIsAway(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, s *station) {
@@ -87,10 +89,72 @@ func TestADiskThatIsAway(t *testing.T) {
 		pass(time.Minute)
 		require.Equal(t, []string{"one"}, p.stage.heard())
 		require.Len(t, s.told(), 3)
-		require.Contains(t, p.out.String(), "the player's state cannot be written; trying again")
+		require.Contains(t, p.out.String(), "the audio could not be fetched; trying again")
 		require.NoError(t, os.Rename(away, p.options.StateDir))
 		pass(time.Minute)
 		require.Equal(t, []string{"one", "two"}, p.stage.heard())
 		require.Len(t, s.told(), 6)
 	})
+}
+
+// A full disk stops no sound that is there: it plays at its time, and is reported. The rest comes when there is room again.
+func TestADiskThatIsFull(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Log("only root can make a small disk to fill")
+		return
+	}
+	disk := t.TempDir()
+	require.NoError(t, syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=4m"))
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(disk, 0)) })
+	bubble(t, func(t *testing.T, s *station) {
+		p := newShop(t, s)
+		p.options.StateDir = disk
+		p.start()
+		s.deliver(order{id: "dlv_1", audio: "one", length: time.Second})
+		s.deliver(order{id: "dlv_2", audio: "two", length: time.Second, playAt: time.Now().Add(time.Hour), life: 72 * time.Hour})
+		s.deliver(order{id: "dlv_3", audio: "hours long", length: 9 * time.Hour, playAt: time.Now().Add(2 * time.Hour), life: 72 * time.Hour})
+		s.deliver(order{id: "dlv_4", audio: "four", length: time.Second, playAt: time.Now().Add(3 * time.Hour), life: 72 * time.Hour})
+		pass(time.Minute)
+		fill(t, filepath.Join(disk, "filler"))
+		large := strings.Repeat("five ", 4000) // for more than what is not needed any more leaves
+		s.deliver(order{id: "dlv_5", audio: large, length: time.Second, life: 72 * time.Hour})
+		pass(90 * time.Minute)
+		require.Equal(t, []string{"one", "two"}, p.stage.heard())
+		require.Equal(t, "dlv_2 played", s.last().String())
+		require.Contains(t, p.out.String(), "no space left on device")
+		require.NotContains(t, p.out.String(), "the player's state cannot be written", "there is room for the progress of what is there")
+
+		p.end() // the disk is full at a start, too
+		p.start()
+		pass(11 * time.Hour) // in which there is more progress than the journal has room for
+		require.Equal(t, []string{"one", "two", "hours long", "four"}, p.stage.heard())
+		require.Equal(t, "dlv_4 played", s.last().String())
+		require.Equal(t, []int{1, 1, 1}, []int{s.downloaded("two"), s.downloaded("hours long"), s.downloaded("four")}, "nothing that is needed made room")
+		require.Equal(t, 1, strings.Count(p.out.String(), "the player's state cannot be written; it plays on and tries again"), "it is said once")
+		require.NoError(t, os.Remove(filepath.Join(disk, "filler")))
+		pass(time.Minute)
+		require.Contains(t, p.out.String(), "the player's state is written again")
+		require.Contains(t, p.stage.heard(), large)
+		require.Equal(t, "dlv_5 played", s.last().String())
+		p.end()
+		heard := p.stage.heard()
+		p.start()
+		pass(time.Hour)
+		require.Equal(t, heard, p.stage.heard())
+	})
+}
+
+// fill fills the disk that a file is on.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	file, err := os.Create(path)
+	require.NoError(t, err)
+	defer file.Close()
+	for n := 64 << 10; n > 0; n /= 2 {
+		for err = nil; err == nil; {
+			_, err = file.Write(make([]byte, n))
+		}
+		require.ErrorIs(t, err, syscall.ENOSPC)
+	}
 }

@@ -8,10 +8,15 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/musique/musique/player"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
 var version = "dev"
+
+// exitSignedOut is the status of a player whose device token is not accepted: EX_NOPERM of sysexits.h. Nothing helps but another token.
+const exitSignedOut = 77
 
 func main() {
 	os.Exit(run())
@@ -32,6 +37,9 @@ func run() int {
 		return 0
 	default:
 		fmt.Fprintln(os.Stderr, "musique:", err)
+		if errors.Is(err, player.ErrSignedOut) {
+			return exitSignedOut
+		}
 		return 1
 	}
 }

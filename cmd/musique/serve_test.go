@@ -109,7 +109,7 @@ func TestCompanyCommands(t *testing.T) {
 	require.Equal(t, "Suspended\n", text("company", "suspend", made.CompanyID, "--reason", "unpaid"))
 	partner.get("/audio").refused(http.StatusUnauthorized, "invalid_token")
 	require.Regexp(t, `(?m)^`+made.CompanyID+` +Acme +unlimited +suspended`, text("company", "list"))
-	require.Equal(t, 1, player.exit())
+	require.Equal(t, 77, player.exit())
 	require.Contains(t, player.stderr.String(), "musique: the device token is not accepted; make a new one for the location")
 
 	for _, c := range []struct{ args, says string }{

@@ -164,6 +164,8 @@ func TestWrongSettings(t *testing.T) {
 		{"player", "a device token is needed"},
 		{"player --device-token dev_x --server example.com", `"example.com" is no server address such as https://api.example.com`},
 		{"player --device-token dev_x --backend organ", `--backend: there is no backend "organ"; choose from auto, mpv, ffplay, aplay, simulated`},
+		{"player --device-token dev_x --cache-bytes 1G", `--cache-bytes is a number of bytes, not "1G"`},
+		{"player --device-token dev_x --cache-bytes 0", `--cache-bytes is a number of bytes, not "0"`},
 		{"player --device-token dev_x --log-level loud", "--log-level is debug, info, warn or error"},
 		{"company create", "--name is required"},
 		{"company set-plan co_x", "--plan is required"},
