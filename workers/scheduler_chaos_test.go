@@ -53,6 +53,13 @@ func (w *world) cutOff(t *testing.T, p process) {
 	require.NoError(t, err)
 }
 
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
 // Hundreds of sends come due while schedulers die: they are stopped amid their work or lose their connections, and do not know for a while that others have taken
 // over. Each location gets each send once all the same.
 func TestAScheduleFiresOnceWhateverDies(t *testing.T) {
@@ -93,10 +100,11 @@ func TestAScheduleFiresOnceWhateverDies(t *testing.T) {
 			for n := 0; ctx.Err() == nil; n++ {
 				one := w.process(t, fmt.Sprintf("scheduler-%d-%d", i, n))
 				for alive := true; alive && ctx.Err() == nil; {
-					select {
-					case <-time.After(time.Duration(dice.IntN(400)) * time.Millisecond): // how long it lives is chance
-					case <-ctx.Done():
+					// It lives until some sends have gone out since, and then for as long as chance has it: amid the work on another.
+					for left := max(w.rows(t, "schedule")-1-dice.IntN(24), 0); w.rows(t, "schedule") > left && ctx.Err() == nil; {
+						pause(ctx, 10*time.Millisecond)
 					}
+					pause(ctx, time.Duration(dice.IntN(50))*time.Millisecond)
 					if alive = dice.IntN(2) == 0; alive {
 						w.cutOff(t, one)
 					}
@@ -106,7 +114,7 @@ func TestAScheduleFiresOnceWhateverDies(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return w.rows(t, "schedule") == 0 }, 2*commandstest.Patience, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return w.rows(t, "schedule") == 0 }, 5*commandstest.Patience, 50*time.Millisecond)
 	done()
 	killing.Wait()
 	require.Greater(t, deaths.Load(), int64(20))
