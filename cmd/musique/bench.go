@@ -99,7 +99,8 @@ is removed at the end, and nothing that runs or lies elsewhere is touched.
   send     sends accepted per second from 64 callers over HTTP, each to one location, with players connected;
            the baseline appends the same event by the official client from 64 writers
   latency  time from a send's request, and from its 202, to its arrival at the player, in a quiet system and at a steady rate;
-           the baseline is one append to a file with its fsync, one way through Kafka and one commit in PostgreSQL, bare and one after the other
+           the baseline is one append to a file with its fsync, one way through Kafka and one commit in PostgreSQL, bare and one after the other.
+           And how far apart 50 reference players, on the simulated clock, begin with what is scheduled for one moment; the baseline is bare timers
   read     lists of audio, and tests of a token, answered per second from 64 callers with one token over HTTP;
            the baseline is a bare net/http handler that does one indexed query with pgx, and checks, counts and notes nothing
   broadcast  one send to all of --locations over HTTP: time until it is accepted, and until it is in all inboxes, and the memory of this process, which

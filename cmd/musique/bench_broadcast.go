@@ -40,7 +40,7 @@ func (b *bench) broadcasts(ctx context.Context) (figures []benchFigure, err erro
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.populate(ctx, b.locations); err != nil {
+	if err := s.populate(ctx, 0, b.locations); err != nil {
 		return nil, err
 	}
 	bare, err := openBareBroadcast(ctx, s, node)

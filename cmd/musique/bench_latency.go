@@ -24,7 +24,7 @@ const (
 	rateTries = 6
 )
 
-// latency measures how long after its answer a send is at the player.
+// latency measures how long after its answer a send is at the player, and how close together players begin with what is due at one moment.
 func (b *bench) latency(ctx context.Context) (figures []benchFigure, err error) {
 	s, err := startBenchSystem(ctx, b.dir)
 	if err != nil {
@@ -78,7 +78,8 @@ func (b *bench) latency(ctx context.Context) (figures []benchFigure, err error) 
 			figures = append(figures, newFigure(name, "ms", percentile(samples, percent), percentile(floor, percent), "file + fsync, Kafka and back, PostgreSQL commit"))
 		}
 	}
-	return figures, nil
+	together, err := b.starts(ctx, s)
+	return append(figures, together...), err
 }
 
 // steady sends at a steady rate, at half of it if the machine does not bear it, and so on. It returns what was sent and the rate that was reached.

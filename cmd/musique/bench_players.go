@@ -36,10 +36,10 @@ func (b *bench) crowd(ctx context.Context) (figures []benchFigure, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.populate(ctx, b.players); err != nil {
+	if err := s.populate(ctx, 0, b.players); err != nil {
 		return nil, err
 	}
-	tokens, err := s.enrol(ctx, b.players)
+	tokens, err := s.enrol(ctx, 0, b.players)
 	if err != nil {
 		return nil, err
 	}
@@ -140,14 +140,14 @@ func (b *bench) heapProfile() error {
 	return b.profile("players", "heap", func(out io.Writer) error { return pprof.Lookup("heap").WriteTo(out, 0) })
 }
 
-// enrol makes a device at each of the locations, and gives their tokens.
-func (s *benchSystem) enrol(ctx context.Context, locations int) ([]string, error) {
+// enrol makes a device at each of so many locations, from one on, and gives their tokens.
+func (s *benchSystem) enrol(ctx context.Context, first, locations int) ([]string, error) {
 	tokens := make([]string, locations)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(benchCallers)
 	for i := range tokens {
 		group.Go(func() error {
-			enrolled, err := s.commands.EnrolDevice.Handle(ctx, commands.EnrolDevice{Caller: s.caller, ExternalID: benchLocation(i)})
+			enrolled, err := s.commands.EnrolDevice.Handle(ctx, commands.EnrolDevice{Caller: s.caller, ExternalID: benchLocation(first + i)})
 			tokens[i] = enrolled.Token
 			return err
 		})

@@ -154,10 +154,10 @@ func (s *benchSystem) upload(ctx context.Context) (audioID string, err error) {
 	return uploaded.AudioID, err
 }
 
-// populate imports locations, and waits until sends reach them.
-func (s *benchSystem) populate(ctx context.Context, locations int) error {
-	for from := 0; from < locations; from += commands.MaxImport {
-		rows := make([]commands.ImportedLocation, min(commands.MaxImport, locations-from))
+// populate imports so many locations, from one on, and waits until sends reach them.
+func (s *benchSystem) populate(ctx context.Context, first, locations int) error {
+	for from := first; from < first+locations; from += commands.MaxImport {
+		rows := make([]commands.ImportedLocation, min(commands.MaxImport, first+locations-from))
 		for i := range rows {
 			rows[i] = commands.ImportedLocation{ExternalID: benchLocation(from + i), Details: location.Details{Name: "Store", Timezone: "UTC"}}
 		}
