@@ -54,7 +54,7 @@ func (h DeleteAudioHandler) Handle(ctx context.Context, cmd DeleteAudio) error {
 			return nil, err
 		}
 		if history[len(history)-1].Position != marked {
-			return nil, fault.New(fault.Conflict, "The audio is being deleted by another request.")
+			return nil, fault.New(fault.Conflict, "The audio is being deleted by another request; try again if it is still there then.")
 		}
 		blob = a.BlobKey
 		return []event.Payload{a.FinishDeletion(pending)}, nil

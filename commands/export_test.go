@@ -26,7 +26,7 @@ func (l *LimitedStreams) Len() int               { return len(l.names) }
 
 // Begin claims the key of a request and does no more, as one does whose process dies then.
 func (h RegisterLocationHandler) Begin(ctx context.Context, cmd RegisterLocation) error {
-	return begin(ctx, h.tools, cmd.Caller, "register location", cmd)
+	return begin(ctx, h.tools, cmd.Caller, "register location", cmd.normal())
 }
 
 // Begin claims the key of a request and does no more.
@@ -36,7 +36,7 @@ func (h EnrolDeviceHandler) Begin(ctx context.Context, cmd EnrolDevice) error {
 
 // Begin claims the key of a request and does no more.
 func (h ImportLocationsHandler) Begin(ctx context.Context, cmd ImportLocations) error {
-	return begin(ctx, h.tools, cmd.Caller, "import locations", cmd)
+	return begin(ctx, h.tools, cmd.Caller, "import locations", cmd.normal())
 }
 
 func begin(ctx context.Context, t *tools, c Caller, operation string, cmd any) error {
@@ -50,7 +50,7 @@ func begin(ctx context.Context, t *tools, c Caller, operation string, cmd any) e
 
 // Identity is the ID that a send with a key has, and the metadata of its events.
 func (h SendAudioHandler) Identity(cmd SendAudio) (id string, meta event.Metadata, err error) {
-	identity, err := h.identify(cmd.Caller, "send audio", cmd)
+	identity, err := h.identify(cmd.Caller, "send audio", cmd.normal())
 	return identity.id("snd_"), identity.mark(h.metadata(cmd.Caller)), err
 }
 

@@ -26,6 +26,15 @@ type ImportLocations struct {
 	Locations []ImportedLocation
 }
 
+// normal is the import with the defaults of its rows filled in.
+func (cmd ImportLocations) normal() ImportLocations {
+	cmd.Locations = slices.Clone(cmd.Locations)
+	for i := range cmd.Locations {
+		cmd.Locations[i].Details = cmd.Locations[i].Details.Normal()
+	}
+	return cmd
+}
+
 // ImportedLocation is one row of an import.
 type ImportedLocation struct {
 	ExternalID string
@@ -63,7 +72,7 @@ func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations)
 	case len(cmd.Locations) > MaxImport:
 		return nil, false, fault.ForField("locations", fault.OutOfRange, "An import has at most %d locations.", MaxImport)
 	}
-	identity, err := h.identify(cmd.Caller, "import locations", cmd)
+	identity, err := h.identify(cmd.Caller, "import locations", cmd.normal())
 	if err != nil {
 		return nil, false, err
 	}

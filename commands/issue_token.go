@@ -57,6 +57,7 @@ func (h IssueTokenHandler) Handle(ctx context.Context, cmd IssueToken) (TokenIss
 	}
 	caller := cmd.Caller
 	caller.CompanyID, caller.Environment, caller.Actor = owner.ID, env, owner.ID
+	cmd.Environment, cmd.Permissions = string(env), terms.Granted()
 	identity, err := h.identify(caller, "issue token", cmd)
 	if err != nil {
 		return TokenIssued{}, err

@@ -53,16 +53,17 @@ func (t *tools) withinQuota(c Caller, used, more Used) error {
 		limit, used, more int64
 		remedy            string
 		renewed           time.Duration // from now; 0 for what no month renews
+		resetAt           any           // null, in JSON, for that
 	}{
-		{"sends", c.Plan.MonthlySends, used.Sends, more.Sends, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now)},
-		{"uploads", c.Plan.MonthlyUploads, used.Uploads, more.Uploads, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now)},
-		{"storageBytes", c.Plan.StorageBytes, used.StorageBytes, more.StorageBytes, "delete audio to make room", 0},
+		{"sends", c.Plan.MonthlySends, used.Sends, more.Sends, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now), reset},
+		{"uploads", c.Plan.MonthlyUploads, used.Uploads, more.Uploads, "it is renewed at " + reset.Format(time.RFC3339), reset.Sub(now), reset},
+		{"storageBytes", c.Plan.StorageBytes, used.StorageBytes, more.StorageBytes, "delete audio to make room", 0, nil},
 	} {
 		if q.more > 0 && q.used+q.more > q.limit {
 			return &fault.Error{
 				Code:       fault.QuotaExceeded,
 				Message:    fmt.Sprintf("The plan's quota of %s is used up; %s.", q.name, q.remedy),
-				Details:    map[string]any{"quota": q.name, "limit": q.limit, "used": q.used, "resetAt": reset},
+				Details:    map[string]any{"quota": q.name, "limit": q.limit, "used": q.used, "resetAt": q.resetAt},
 				RetryAfter: q.renewed,
 			}
 		}

@@ -16,6 +16,12 @@ type RegisterLocation struct {
 	Details    location.Details
 }
 
+// normal is the command with the defaults filled in.
+func (cmd RegisterLocation) normal() RegisterLocation {
+	cmd.Details = cmd.Details.Normal()
+	return cmd
+}
+
 // LocationRegistered is the location as it was registered, whatever became of it since.
 type LocationRegistered struct {
 	location.Location
@@ -35,6 +41,7 @@ func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocatio
 	if err := fields.Err(); err != nil {
 		return LocationRegistered{}, err
 	}
+	cmd = cmd.normal()
 	identity, err := h.identify(cmd.Caller, "register location", cmd)
 	if err != nil {
 		return LocationRegistered{}, err

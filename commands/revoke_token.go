@@ -18,7 +18,7 @@ type RevokeToken struct {
 
 // ErrUnknownToken is the InvalidToken for a token that is none of the caller's company and environment: one that was guessed, maybe. A token that was
 // revoked already is no guess.
-var ErrUnknownToken = fault.New(fault.InvalidToken, "The token is unknown or revoked already.")
+var ErrUnknownToken = fault.New(fault.InvalidToken, "The token is unknown or revoked already, and nothing is left to do.")
 
 // RevokeTokenHandler carries out RevokeToken.
 type RevokeTokenHandler struct{ *tools }

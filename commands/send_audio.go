@@ -29,6 +29,12 @@ type SendAudio struct {
 	Request send.Request
 }
 
+// normal is the command without what goes without saying.
+func (cmd SendAudio) normal() SendAudio {
+	cmd.Request = cmd.Request.Normal()
+	return cmd
+}
+
 // AudioSent is the send as it was accepted.
 type AudioSent struct {
 	send.Send
@@ -42,7 +48,7 @@ type SendAudioHandler struct{ *tools }
 func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (_ AudioSent, err error) {
 	var fields fault.Fields
 	cmd.Request.Check(h.now(), &fields)
-	identity, err := h.identify(cmd.Caller, "send audio", cmd)
+	identity, err := h.identify(cmd.Caller, "send audio", cmd.normal())
 	if err != nil {
 		return AudioSent{}, err
 	}
@@ -69,7 +75,7 @@ func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (_ AudioSen
 	recorded, position, err := h.record(ctx, id, expected, identity.mark(meta), payloads)
 	if errors.Is(err, eventstore.ErrConflict) && identity.keyed() {
 		if _, earlier, err = h.before(ctx, identity, id); err == nil && !earlier.Exists() {
-			err = fault.New(fault.Conflict, "Another request with this Idempotency-Key is being carried out; try again.")
+			err = &fault.Error{Code: fault.Conflict, Message: "Another request with this Idempotency-Key is being carried out; try again.", RetryAfter: retryAfter}
 		}
 		return AudioSent{Send: earlier, Replayed: true}, err
 	}
@@ -213,11 +219,11 @@ func (h SendAudioHandler) destinations(ctx context.Context, cmd SendAudio, found
 			}
 		}
 		if len(unknown) == 0 {
-			return nil, fault.New(fault.NotFound, "No location matches; nothing was sent.")
+			return nil, fault.New(fault.NotFound, "No location matches, and nothing was sent; register one, or choose other targets.")
 		}
-		refused := fault.New(fault.NotFound, "%d of the external IDs are no locations; nothing was sent.", len(unknown))
+		refused := fault.New(fault.NotFound, "%d of the external IDs are no locations, and nothing was sent; register them, or leave them out.", len(unknown))
 		if len(unknown) == 1 {
-			refused = fault.New(fault.NotFound, "%q is no location; nothing was sent.", unknown[0])
+			refused = fault.New(fault.NotFound, "%q is no location, and nothing was sent; register it, or leave it out.", unknown[0])
 		}
 		refused.Param, refused.Details = "externalIds", map[string]any{"externalIds": unknown}
 		return nil, refused

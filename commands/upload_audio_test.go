@@ -103,7 +103,10 @@ func TestQuotasOfUploadsHold(t *testing.T) {
 	c.Plan.MonthlyUploads = 10
 	c.Plan.StorageBytes = 2*int64(len(file)) - 1
 	_, err = p.Commands.UploadAudio.Handle(t.Context(), commandstest.Uploading(c, file))
-	require.Equal(t, "storageBytes", refused(t, err, fault.QuotaExceeded).Details["quota"])
+	told := refused(t, err, fault.QuotaExceeded)
+	require.Equal(t, "storageBytes", told.Details["quota"])
+	require.Contains(t, told.Details, "resetAt")
+	require.Nil(t, told.Details["resetAt"], "no month makes room")
 	require.Len(t, p.BlobKeys(t), 1)
 	require.NoError(t, p.Commands.DeleteAudio.Handle(t.Context(), commands.DeleteAudio{Caller: c, AudioID: again.AudioID}))
 	_, err = p.Commands.UploadAudio.Handle(t.Context(), commandstest.Uploading(c, file))

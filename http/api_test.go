@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/musique/musique/domain/company"
+	"github.com/musique/musique/domain/token"
 	"github.com/musique/musique/infra/postgres"
 )
 
@@ -141,8 +142,10 @@ func tokensAreLimited(t *testing.T, w *world) {
 	require.Equal(t, []any{"audio.delete"}, e.Error.Details["required"])
 	refused(t, reader.call(http.MethodDelete, "/auth", object{"tokenId": "tok_other"}), http.StatusForbidden, "insufficient_scope")
 	refused(t, reader.call(http.MethodDelete, "/auth", object{"token": "msk_live_other"}), http.StatusForbidden, "insufficient_scope")
-	for _, empty := range []string{"token", "tokenId"} {
-		refused(t, reader.call(http.MethodDelete, "/auth", object{empty: ""}), http.StatusBadRequest, "invalid_format") // and revokes nothing
+	for _, name := range []string{"token", "tokenId"} {
+		for _, nothing := range []any{"", nil} {
+			refused(t, reader.call(http.MethodDelete, "/auth", object{name: nothing}), http.StatusBadRequest, "invalid_format") // and revokes nothing
+		}
 	}
 	ok[[]object](t, reader.get("/audio"), http.StatusOK)
 	brief := p.as("brief", object{"expiresIn": 1})
@@ -179,6 +182,10 @@ func wrongBodies(t *testing.T, w *world) {
 	tags := p.post("/locations", `{"externalId": "x", "name": "x", "tags": ["", 5, null, "`+strings.Repeat("t", 65)+`", "fine"]}`)
 	require.Equal(t, map[string]string{"tags[0]": "out_of_range", "tags[1]": "invalid_format", "tags[2]": "invalid_format", "tags[3]": "out_of_range"}, failing(refused(t, tags, http.StatusBadRequest, "invalid_format")))
 	refused(t, auth(`{"externalId": "`+strings.Repeat("x", 3_000_000)+`"}`), http.StatusRequestEntityTooLarge, "out_of_range")
+	coded := refused(t, call(t, http.MethodPost, w.url+v1+"/auth", "", "\x1f\x8b", header{"Content-Encoding", "gzip"}), http.StatusUnsupportedMediaType, "invalid_format")
+	require.Equal(t, "Content-Encoding", coded.Error.Param)
+	refused(t, p.post("/audio", form{{name: "name", value: "x"}}, header{"Content-Encoding", "br"}), http.StatusUnsupportedMediaType, "invalid_format")
+	refused(t, call(t, http.MethodPost, w.url+v1+"/auth", "", "{}", header{"Content-Encoding", "identity"}), http.StatusBadRequest, "missing_field")
 	refused(t, call(t, http.MethodPost, w.url+v1+"/auth", "", "externalId=x", header{"Content-Type", "application/x-www-form-urlencoded"}), http.StatusUnsupportedMediaType, "invalid_format")
 	e := refused(t, auth(`{"externalId": "x", "companyToken": "comp_wrong"}`), http.StatusUnauthorized, "invalid_token")
 	require.Equal(t, "authentication_error", e.Error.Type)
@@ -353,6 +360,7 @@ func lists(t *testing.T, w *world) {
 		require.Equal(t, http.StatusBadRequest, p.get("/audio?"+bad).StatusCode, bad)
 	}
 	require.Len(t, failing(refused(t, p.get("/audio?limit=0&category=poetry&createdAfter=x&odd=1"), http.StatusBadRequest, "out_of_range")), 4)
+	require.Empty(t, failing(refused(t, p.get("/audio?limit=0&a=%zz"), http.StatusBadRequest, "invalid_format")), "nothing can be said of single parameters")
 	names := func(query string) int { return len(ok[[]object](t, p.get("/audio?"+query), http.StatusOK)) }
 	require.Equal(t, 1, names("q=LATE"))
 	require.Equal(t, 0, names("q=%25"))
@@ -394,6 +402,23 @@ func idempotency(t *testing.T, w *world) {
 	sends.Range(func(id, _ any) bool { ids = append(ids, id); return true })
 	require.Len(t, ids, 1, "%v", ids)
 	require.Len(t, ok[[]object](t, p.get("/sends"), http.StatusOK), 1)
+	r := p.post("/audio/"+audio.AudioID+"/send", object{"externalIds": []string{"k1", "k1"}, "repeat": 2, "volume": 100, "priority": "normal", "expiresIn": 86_400}, header{"Idempotency-Key", "send-1"})
+	require.Equal(t, ids, []any{ok[accepted](t, r, http.StatusAccepted).SendID}, "what goes without saying may be said")
+	for n, body := range []object{{"externalId": "k2", "name": "Two"}, {"externalId": "k2", "name": " Two", "timezone": "UTC", "tags": []string{}, "channel": object{"type": "player"}}} {
+		one := p.post("/locations", body, header{"Idempotency-Key", "location-2"})
+		ok[object](t, one, http.StatusCreated)
+		require.Equal(t, n == 1, one.Header.Get("Idempotency-Replayed") == "true")
+		many := p.post("/locations/import", object{"locations": []object{body}}, header{"Idempotency-Key", "import-2"})
+		ok[object](t, many, http.StatusOK)
+		require.Equal(t, n == 1, many.Header.Get("Idempotency-Replayed") == "true")
+	}
+	for n, more := range []object{{}, {"environment": "prod", "permissions": token.Permissions}} {
+		body := object{"externalId": "k1", "companyToken": p.companyToken}
+		maps.Copy(body, more)
+		made := p.post("/auth", body, header{"Idempotency-Key", "token-2"})
+		ok[object](t, made, http.StatusCreated)
+		require.Equal(t, n == 1, made.Header.Get("Idempotency-Replayed") == "true")
+	}
 	other := p.upload("another")
 	refused(t, p.post("/audio/"+other.AudioID+"/send", object{"externalIds": []string{"k1"}, "repeat": 2}, header{"Idempotency-Key", "send-1"}), http.StatusConflict, "conflict")
 
@@ -563,9 +588,13 @@ func refusedSends(t *testing.T, w *world) {
 	refused(t, send(object{}), http.StatusBadRequest, "missing_field")
 	refused(t, send(to("localTime", "")), http.StatusBadRequest, "invalid_format")
 	refused(t, send(object{"all": true, "externalIds": []string{"r1"}}), http.StatusBadRequest, "invalid_format")
+	many := strings.Repeat(`"r1",`, 200_000)
+	require.Equal(t, 1, ok[accepted](t, p.post("/audio/"+p.upload("Again").AudioID+"/send", `{"externalIds": [`+many+`"r1"]}`), http.StatusAccepted).TotalDestinations, "each counts once")
+	require.Equal(t, map[string]string{"externalIds[200000]": "invalid_format", "externalIds[200002]": "invalid_format"},
+		failing(refused(t, p.post("/audio/"+audio.AudioID+"/send", `{"externalIds": [`+many+`5, "r1", null]}`), http.StatusBadRequest, "invalid_format")))
 	e := refused(t, send(object{"externalIds": []string{"ghost", "r1", "spook"}}), http.StatusNotFound, "not_found")
 	require.ElementsMatch(t, []any{"ghost", "spook"}, e.Error.Details["externalIds"])
-	require.Empty(t, ok[[]object](t, p.get("/sends"), http.StatusOK))
+	require.Len(t, ok[[]object](t, p.get("/sends"), http.StatusOK), 1)
 	refused(t, p.post("/audio/aud_none/send", to("volume", 1)), http.StatusNotFound, "not_found")
 }
 
@@ -693,7 +722,7 @@ func strangers(t *testing.T, w *world) {
 		for _, id := range []string{live, "tok_none", "\x00"} {
 			refused(t, stranger.del("/tokens/"+url.PathEscape(id)), http.StatusNotFound, "not_found")
 			told := refused(t, stranger.call(http.MethodDelete, "/auth", object{"tokenId": id}), http.StatusNotFound, "not_found")
-			require.Equal(t, "There is no such token.", told.Error.Message)
+			require.Equal(t, "There is no such token; find its ID in the list of tokens.", told.Error.Message)
 		}
 	}
 	refused(t, a.del("/tokens/"+tokenOf(test)), http.StatusNotFound, "not_found")

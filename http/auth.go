@@ -86,7 +86,7 @@ func (c *call) authenticate(ctx context.Context) error {
 		return errNoToken
 	}
 	if len(token) > maxTokenLength {
-		return fault.New(fault.InvalidToken, "The token is not one of ours.")
+		return fault.New(fault.InvalidToken, "The token is not one of ours; generate one.")
 	}
 	caller, err := c.server.authenticator.Authenticate(ctx, c.server.keys.Hashes(token))
 	c.caller = caller

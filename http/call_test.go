@@ -1,11 +1,17 @@
 package httpapi
 
 import (
+	"encoding/json"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/musique/musique/domain/fault"
 )
 
 func TestTheAddressOfACallerIsOne(t *testing.T) {
@@ -26,6 +32,30 @@ func TestTheAddressOfACallerIsOne(t *testing.T) {
 	}
 	r := &http.Request{RemoteAddr: "192.0.2.1:4711", Header: http.Header{"X-Forwarded-For": {"198.51.100.7"}}}
 	require.Equal(t, "192.0.2.1", network((&Server{}).clientAddr(r)), "who is not told to trust does not")
+}
+
+// Whatever is of use to be asked again after a while, says after which.
+func TestWhatPassesSaysWhen(t *testing.T) {
+	s := &Server{now: time.Now, log: slog.New(slog.DiscardHandler)}
+	for _, c := range []struct {
+		err  *fault.Error
+		says string
+	}{
+		{&fault.Error{Code: fault.Conflict, RetryAfter: 1500 * time.Millisecond}, "2"},
+		{&fault.Error{Code: fault.Conflict}, ""},
+		{&fault.Error{Code: fault.QuotaExceeded, RetryAfter: time.Hour}, "3600"},
+		{&fault.Error{Code: fault.QuotaExceeded}, ""},
+		{&fault.Error{Code: fault.ServiceUnavailable}, "1"},
+	} {
+		w := httptest.NewRecorder()
+		(&call{server: s, w: &responseWriter{ResponseWriter: w}, r: httptest.NewRequest(http.MethodGet, "/", nil)}).fail(c.err)
+		require.Equal(t, c.says, w.Header().Get("Retry-After"), c.err.Code)
+		var body struct {
+			Error struct{ RetryAfter json.Number }
+		}
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &body))
+		require.Equal(t, c.says, body.Error.RetryAfter.String())
+	}
 }
 
 func TestARequestIDIsKeptUnlessItIsUnsafe(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"mime"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,8 @@ type object struct {
 	fields map[string]json.RawMessage
 	read   map[string]bool
 	failed *fault.Fields
+	// crowded says that it has more than maxFields.
+	crowded bool
 }
 
 // readObject reads the request's body as a JSON object. An error is about the body as a whole: its media type, size, encoding or syntax.
@@ -71,7 +74,7 @@ func (c *call) readBody() ([]byte, error) {
 	limit := c.route.bodyLimit()
 	raw, err := io.ReadAll(io.LimitReader(c.r.Body, limit+1))
 	if err != nil {
-		return nil, errBrokenBody
+		return nil, brokenBody(err, errBrokenBody)
 	}
 	if int64(len(raw)) > limit {
 		return nil, bodyTooLarge("", limit)
@@ -79,7 +82,18 @@ func (c *call) readBody() ([]byte, error) {
 	return raw, nil
 }
 
-var errBrokenBody = fault.New(fault.InvalidFormat, "The body ended early; send the request again.")
+var (
+	errBrokenBody = fault.New(fault.InvalidFormat, "The body ended early; send the request again.")
+	errSlowBody   = fault.New(fault.InvalidFormat, "The body took too long to arrive, and nothing was done; send it again on a faster connection, or send less.")
+)
+
+// brokenBody says what became of a body that could not be read to its end: its time was over, or something else that is told then.
+func brokenBody(err error, otherwise *fault.Error) *fault.Error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errSlowBody
+	}
+	return otherwise
+}
 
 func bodyTooLarge(param string, limit int64) *fault.Error {
 	what := "The body"
@@ -96,6 +110,9 @@ func bodyTooLarge(param string, limit int64) *fault.Error {
 
 // requireMediaType answers 415 for a body that is not of the media type; a charset other than UTF-8 is another media type.
 func requireMediaType(h http.Header, want string) error {
+	if err := refuseCodings(h); err != nil {
+		return err
+	}
 	kind, params, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err == nil && kind == want && (params["charset"] == "" || strings.EqualFold(params["charset"], "utf-8")) {
 		return nil
@@ -105,21 +122,36 @@ func requireMediaType(h http.Header, want string) error {
 	return told
 }
 
+// refuseCodings answers 415 for a body in a coding (RFC 9110 §8.4, §15.5.16).
+func refuseCodings(h http.Header) error {
+	coding := strings.Join(h.Values("Content-Encoding"), ", ")
+	if coding == "" || strings.EqualFold(coding, "identity") {
+		return nil
+	}
+	told := fault.ForField("Content-Encoding", fault.InvalidFormat, "The Content-Encoding %q is not understood; send the body as it is, without one.", coding)
+	told.Status = http.StatusUnsupportedMediaType
+	return told
+}
+
 // parseObject reads one JSON object, to the end of the text (RFC 8259, in UTF-8).
 func parseObject(raw []byte) (*object, error) {
 	if !utf8.Valid(raw) {
-		return nil, fault.New(fault.InvalidFormat, "The body is not UTF-8.")
+		return nil, fault.New(fault.InvalidFormat, "The body is not UTF-8; send it in UTF-8.")
 	}
 	if len(bytes.TrimSpace(raw)) == 0 {
 		return nil, fault.New(fault.InvalidFormat, "The body is empty; send a JSON object.")
 	}
 	if !json.Valid(raw) {
-		return nil, fault.New(fault.InvalidFormat, "The body is not valid JSON%s.", where(raw))
+		return nil, fault.New(fault.InvalidFormat, "The body is not valid JSON%s; correct it.", where(raw))
 	}
 	if bytes.TrimSpace(raw)[0] != '{' {
 		return nil, fault.New(fault.InvalidFormat, "The body must be a JSON object.")
 	}
-	return newObject("", raw, new(fault.Fields)), nil
+	o := newObject("", raw, new(fault.Fields))
+	if o.crowded {
+		return nil, fault.New(fault.OutOfRange, "The body has more than %d fields; send those of this request only.", maxFields)
+	}
+	return o, nil
 }
 
 // where tells the place of the first mistake in a JSON text.
@@ -152,7 +184,10 @@ func newObject(path string, raw json.RawMessage, failed *fault.Fields) *object {
 			continue
 		}
 		if len(o.names) == maxFields {
-			failed.Add(strings.TrimSuffix(path, "."), fault.OutOfRange, "An object of this request has at most %d fields.", maxFields)
+			o.crowded = true
+			if path != "" { // of the body itself it is told at once
+				failed.Add(strings.TrimSuffix(path, "."), fault.OutOfRange, "%s has more than %d fields; leave out those that it has not.", strings.TrimSuffix(path, "."), maxFields)
+			}
 			return o
 		}
 		o.names = append(o.names, name)
@@ -226,6 +261,15 @@ func (o *object) take(name string) (raw json.RawMessage, ok bool) {
 func (o *object) has(name string) bool {
 	_, ok := o.take(name)
 	return ok
+}
+
+// refuseNull notes those of the fields that are null, where leaving them out means something else.
+func (o *object) refuseNull(names ...string) {
+	for _, name := range names {
+		if string(o.fields[name]) == "null" {
+			o.fail(name, fault.InvalidFormat, "%s is null; give a value, or leave it out.", o.path+name)
+		}
+	}
 }
 
 // text reads a string; "" if it is not given.
@@ -309,15 +353,14 @@ func (o *object) items(name, kind string, most int) []json.RawMessage {
 	if !ok {
 		return nil
 	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if begin, err := d.Token(); err != nil || begin != json.Delim('[') {
-		o.fail(name, fault.InvalidFormat, "%s must be an array of %s.", o.path+name, kind)
+	d := o.array(name, kind, raw)
+	if d == nil {
 		return nil
 	}
 	items := []json.RawMessage{}
 	for d.More() {
 		if len(items) == most {
-			o.fail(name, fault.OutOfRange, "%s has at most %d items.", o.path+name, most)
+			o.fail(name, fault.OutOfRange, "%s has at most %d items; send fewer.", o.path+name, most)
 			return nil
 		}
 		var item json.RawMessage
@@ -344,6 +387,47 @@ func (o *object) texts(name string) []string {
 			s = ""
 		}
 		all = append(all, s)
+	}
+	return all
+}
+
+// array begins to read a field as an array; nil if it is none.
+func (o *object) array(name, kind string, raw json.RawMessage) *json.Decoder {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if begin, err := d.Token(); err != nil || begin != json.Delim('[') {
+		o.fail(name, fault.InvalidFormat, "%s must be an array of %s.", o.path+name, kind)
+		return nil
+	}
+	return d
+}
+
+// distinctTexts is texts for an array in which each string counts once, however often it is there: there may be as many as the body has room for, and not
+// more than most different ones.
+func (o *object) distinctTexts(name string, most int) []string {
+	raw, ok := o.take(name)
+	if !ok {
+		return nil
+	}
+	d := o.array(name, "strings", raw)
+	if d == nil {
+		return nil
+	}
+	all, seen := []string{}, map[string]bool{}
+	for i := 0; d.More(); i++ {
+		var item *string
+		if d.Decode(&item) != nil || item == nil {
+			o.fail(fmt.Sprintf("%s[%d]", name, i), fault.InvalidFormat, "%s[%d] must be a string.", o.path+name, i)
+			item = new(string)
+		}
+		if seen[*item] {
+			continue
+		}
+		if len(all) == most {
+			o.fail(name, fault.OutOfRange, "%s has at most %d different items; send fewer.", o.path+name, most)
+			return nil
+		}
+		seen[*item] = true
+		all = append(all, *item)
 	}
 	return all
 }

@@ -4,9 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -105,19 +109,71 @@ func TestArraysAreReadUpToTheirBounds(t *testing.T) {
 	require.Equal(t, map[string]fault.Code{"names": fault.OutOfRange, "rows": fault.OutOfRange, "text": fault.InvalidFormat}, failed)
 }
 
+// A string of an array that counts each once may be there as often as there is room for.
+func TestDistinctTextsAreCountedOnce(t *testing.T) {
+	o, err := parseObject([]byte(`{"ids": ["a", "b", "a", "b", "a"], "three": ["a", "b", "a", "c"], "odd": [1, "a", null, {}], "none": [], "text": "a"}`))
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, o.distinctTexts("ids", 2))
+	require.Nil(t, o.distinctTexts("three", 2))
+	require.Equal(t, []string{"", "a"}, o.distinctTexts("odd", 2))
+	require.Equal(t, []string{}, o.distinctTexts("none", 2))
+	require.Nil(t, o.distinctTexts("text", 2))
+	require.Nil(t, o.distinctTexts("absent", 2))
+	failed := map[string]fault.Code{}
+	for _, f := range *o.failed {
+		failed[f.Param] = f.Code
+	}
+	require.Equal(t, map[string]fault.Code{"three": fault.OutOfRange, "odd[0]": fault.InvalidFormat, "odd[2]": fault.InvalidFormat, "odd[3]": fault.InvalidFormat, "text": fault.InvalidFormat}, failed)
+}
+
+// Who sends a body too slowly is told that it was too slow.
+func TestSlowBodiesAreToldSo(t *testing.T) {
+	read := map[string]func(*http.Request) error{
+		"application/json": func(r *http.Request) error {
+			_, err := (&call{r: r, route: &route{}}).readObject()
+			return err
+		},
+		"multipart/form-data; boundary=b": func(r *http.Request) error {
+			_, err := readForm(r.Header, r.Body, formShape{file: "file", maxFileSize: 1 << 20, folder: t.TempDir()})
+			return err
+		},
+	}
+	for kind, begun := range map[string]string{"application/json": `{"a":`, "multipart/form-data; boundary=b": "--b\r\nContent-Disposition: form-data; name=file\r\n\r\nbytes"} {
+		told := make(chan error, 1)
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			limitConnection(w, 50*time.Millisecond)
+			told <- read[kind](r)
+		}))
+		slow, end := io.Pipe()
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, io.MultiReader(strings.NewReader(begun), slow))
+		require.NoError(t, err)
+		request.Header.Set("Content-Type", kind)
+		response, err := http.DefaultClient.Do(request)
+		if err == nil {
+			require.NoError(t, response.Body.Close())
+		}
+		require.ErrorIs(t, <-told, errSlowBody, kind)
+		require.NoError(t, end.Close())
+		server.Close()
+	}
+}
+
 // A body of the largest size is millions of objects, or of fields. They take hundreds of times its size, so they are not made.
 func TestABodyOfMillionsTakesLittleMemory(t *testing.T) {
 	var fields strings.Builder
 	for i := 0; fields.Len() < maxBulkBodyBytes-20; i++ {
 		fmt.Fprintf(&fields, `"%x":0,`, i)
 	}
-	for _, body := range []string{`{"locations":[` + strings.Repeat("{},", maxBulkBodyBytes/3) + `{}]}`, "{" + fields.String() + `"last":0}`} {
+	_, err := parseObject([]byte("{" + fields.String() + `"last":0}`))
+	require.EqualError(t, err, "out_of_range: The body has more than 200 fields; send those of this request only.")
+	for _, body := range []string{`{"locations":[` + strings.Repeat("{},", maxBulkBodyBytes/3) + `{}]}`, `{"channel":{` + fields.String() + `"last":0}}`} {
 		raw := []byte(body)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		o, err := parseObject(raw)
 		require.NoError(t, err)
 		o.rows("locations", 10_000)
+		o.object("channel")
 		require.Error(t, o.err())
 		runtime.ReadMemStats(&after)
 		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(8*len(raw)))
@@ -137,6 +193,11 @@ func FuzzParseObject(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		o, err := parseObject(raw)
 		var all map[string]json.RawMessage
+		if fault.CodeOf(err) == fault.OutOfRange {
+			require.NoError(t, json.Unmarshal(raw, &all))
+			require.Greater(t, len(all), maxFields)
+			return
+		}
 		if err != nil {
 			require.Equal(t, fault.InvalidFormat, fault.CodeOf(err))
 			return

@@ -105,7 +105,7 @@ func (c *call) fail(err error) {
 	if c.documented {
 		body.DocURL = c.absolute(errorDocs(told.Code))
 	}
-	if told.Code == fault.RateLimitExceeded || told.Code == fault.ServiceUnavailable || told.Code == fault.QuotaExceeded && told.RetryAfter > 0 {
+	if told.Code == fault.RateLimitExceeded || told.Code == fault.ServiceUnavailable || told.RetryAfter > 0 {
 		body.RetryAfter = retrySeconds(told.RetryAfter)
 		c.w.Header().Set("Retry-After", strconv.FormatInt(body.RetryAfter, 10))
 	}

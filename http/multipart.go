@@ -58,6 +58,9 @@ func readForm(h http.Header, body io.Reader, shape formShape) (*form, error) {
 }
 
 func (f *form) read(h http.Header, body io.Reader, shape formShape) error {
+	if err := refuseCodings(h); err != nil {
+		return err
+	}
 	kind, params, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err != nil || kind != "multipart/form-data" {
 		told := fault.New(fault.InvalidFormat, "The Content-Type must be multipart/form-data.")
@@ -77,10 +80,13 @@ func (f *form) read(h http.Header, body io.Reader, shape formShape) error {
 			return nil
 		}
 		if err != nil {
-			return errBrokenForm
+			return brokenBody(err, errBrokenForm)
 		}
 		if n == maxFormParts {
-			return fault.New(fault.OutOfRange, "The form has more than %d parts.", maxFormParts)
+			return fault.New(fault.OutOfRange, "The form has more than %d parts; send those of this request only.", maxFormParts)
+		}
+		if name := part.FormName(); name == "" || !utf8.ValidString(name) {
+			return fault.New(fault.InvalidFormat, "Part %d of the form has no name that can be read; give it one, or leave it out.", n+1)
 		}
 		if err := f.readPart(part, shape); err != nil || f.cut {
 			return err
@@ -93,9 +99,6 @@ var errBrokenForm = fault.New(fault.InvalidFormat, "The multipart body is broken
 func (f *form) readPart(part *multipart.Part, shape formShape) error {
 	name := part.FormName()
 	switch {
-	case name == "" || !utf8.ValidString(name):
-		f.failed.Add("", fault.InvalidFormat, "A part of the form has no name.")
-		return skipPart(part)
 	case f.given[name]:
 		f.failed.Add(name, fault.InvalidFormat, "%s is given twice; give it once.", name)
 		return skipPart(part)
@@ -113,7 +116,7 @@ func (f *form) readPart(part *multipart.Part, shape formShape) error {
 
 func skipPart(part *multipart.Part) error {
 	if _, err := io.Copy(io.Discard, part); err != nil {
-		return errBrokenForm
+		return brokenBody(err, errBrokenForm)
 	}
 	return nil
 }
@@ -121,14 +124,14 @@ func skipPart(part *multipart.Part) error {
 func (f *form) readText(part *multipart.Part, name string) error {
 	raw, err := io.ReadAll(io.LimitReader(part, maxFormFieldBytes+1))
 	if err != nil {
-		return errBrokenForm
+		return brokenBody(err, errBrokenForm)
 	}
 	switch {
 	case len(raw) > maxFormFieldBytes:
-		f.failed.Add(name, fault.OutOfRange, "%s is longer than %d bytes.", name, maxFormFieldBytes)
+		f.failed.Add(name, fault.OutOfRange, "%s is longer than %d bytes; shorten it.", name, maxFormFieldBytes)
 		return skipPart(part)
 	case !utf8.Valid(raw):
-		f.failed.Add(name, fault.InvalidFormat, "%s is not UTF-8.", name)
+		f.failed.Add(name, fault.InvalidFormat, "%s is not UTF-8; send it in UTF-8.", name)
 	default:
 		f.fields[name] = string(raw)
 	}
@@ -153,7 +156,7 @@ func (f *form) spool(part *multipart.Part, name string) error {
 	case sink.err != nil:
 		return fmt.Errorf("spool an upload: %w", sink.err)
 	case err != nil:
-		return errBrokenForm
+		return brokenBody(err, errBrokenForm)
 	case f.size > f.fileMax:
 		return f.refuseFile(part, name)
 	}
@@ -173,7 +176,7 @@ func (f *form) refuseFile(part *multipart.Part, name string) error {
 	case err == nil:
 		f.cut = true
 	case !errors.Is(err, io.EOF):
-		return errBrokenForm
+		return brokenBody(err, errBrokenForm)
 	}
 	return nil
 }

@@ -81,6 +81,8 @@ func TestAFormHasBounds(t *testing.T) {
 	f, err = readTestForm(t, multipartBody("name", "", strings.Repeat("n", maxFormFieldBytes+1), "file", "x", "12345"), 5)
 	require.NoError(t, err)
 	require.Equal(t, fault.OutOfRange, f.failed[0].Code)
+	_, err = readTestForm(t, multipartBody("name", "", "Clip", "", "", "nameless"), 5)
+	require.EqualError(t, err, "invalid_format: Part 2 of the form has no name that can be read; give it one, or leave it out.")
 	var many []string
 	for range maxFormParts + 1 {
 		many = append(many, "odd", "", "1")

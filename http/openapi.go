@@ -492,7 +492,7 @@ func (a *assembly) refusal(status int, codes []fault.Code, metered bool) node {
 		maps.Copy(headers, responseHeaders("WWW-Authenticate"))
 	case http.StatusMethodNotAllowed:
 		maps.Copy(headers, responseHeaders("Allow"))
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusConflict:
 		maps.Copy(headers, responseHeaders("Retry-After"))
 	}
 	told := make([]string, len(codes))

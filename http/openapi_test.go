@@ -152,13 +152,15 @@ func TestTheDocumentKnowsTheValuesAndTheBounds(t *testing.T) {
 	require.ElementsMatch(t, send.Priorities, texts(schema("SendRequest", "properties", "priority", "enum")))
 	require.ElementsMatch(t, audio.Categories, texts(schema("UploadRequest", "properties", "category", "enum")))
 	for bound, want := range map[string]float64{
-		"SendRequest externalIds maxItems": send.MaxDestinations, "SendRequest repeat maximum": send.MaxRepeat, "SendRequest volume maximum": send.MaxVolume,
+		"SendRequest repeat maximum": send.MaxRepeat, "SendRequest volume maximum": send.MaxVolume,
 		"SendRequest expiresIn maximum": send.MaxExpiresIn, "SendRequest expiresIn default": send.DefaultExpiresIn, "AcceptedSend destinations maxItems": maxListedDestinations,
 		"ImportRequest locations maxItems": commands.MaxImport, "TokenRequest expiresIn maximum": float64(token.MaxLifetime / time.Second), "PlaybackReport reason maxLength": maxReason,
 	} {
 		parts := strings.Fields(bound)
 		require.Equal(t, want, schema(parts[0], "properties", parts[1], parts[2]), bound)
 	}
+	require.Contains(t, schema("SendRequest", "properties", "externalIds", "description"), "100,000") // different ones, of which JSON Schema has no word
+	require.Equal(t, 100_000, send.MaxDestinations)
 	parameter := func(path ...string) any {
 		return at(t, doc, append([]string{"components", "parameters"}, path...)...)
 	}

@@ -25,13 +25,14 @@ type query struct {
 	values url.Values
 	read   map[string]bool
 	failed fault.Fields
+	broken error // the query as a whole cannot be read
 }
 
 func (c *call) query() *query {
 	values, err := url.ParseQuery(c.r.URL.RawQuery)
 	q := &query{values: values, read: map[string]bool{}}
 	if err != nil {
-		q.failed.Add("", fault.InvalidFormat, "The query is not well formed.")
+		q.broken = fault.New(fault.InvalidFormat, "The query is not well formed; write what is not a letter or a digit with %% and its two hexadecimal digits.")
 	}
 	return q
 }
@@ -49,9 +50,9 @@ func (q *query) text(name string) string {
 	case v == "":
 		q.failed.Add(name, fault.InvalidFormat, "%s is empty; give a value, or leave it out.", name)
 	case len(v) > maxQueryValue:
-		q.failed.Add(name, fault.OutOfRange, "%s is longer than %d bytes.", name, maxQueryValue)
+		q.failed.Add(name, fault.OutOfRange, "%s is longer than %d bytes; shorten it.", name, maxQueryValue)
 	case !utf8.ValidString(v) || strings.ContainsRune(v, 0):
-		q.failed.Add(name, fault.InvalidFormat, "%s is not text.", name)
+		q.failed.Add(name, fault.InvalidFormat, "%s is not text; send UTF-8 without NUL.", name)
 	default:
 		return v
 	}
@@ -132,6 +133,9 @@ func (q *query) refuse(why string, names ...string) {
 
 // err is every failing parameter as one error, or nil. It comes last: what was not read until then is unknown.
 func (q *query) err() error {
+	if q.broken != nil {
+		return q.broken
+	}
 	unknown := []string{}
 	for name := range q.values {
 		if !q.read[name] {

@@ -64,7 +64,7 @@ func (s *Server) sendAudio(c *call) error {
 
 func readSend(o *object) send.Request {
 	return send.Request{
-		Targets:    send.Targets{ExternalIDs: o.texts("externalIds"), All: o.flag("all"), Tags: o.texts("tags")},
+		Targets:    send.Targets{ExternalIDs: o.distinctTexts("externalIds", send.MaxDestinations), All: o.flag("all"), Tags: o.texts("tags")},
 		ScheduleAt: o.moment("scheduleAt"),
 		LocalTime:  o.filled("localTime"),
 		Priority:   o.oneOf("priority", send.Priorities...),

@@ -115,6 +115,8 @@ func (s *Server) revokeToken(c *call) error {
 	if err != nil {
 		return err
 	}
+	// With neither, the calling token is revoked: a program that has lost the one that it means is not to lose its own.
+	o.refuseNull("token", "tokenId")
 	secret, id := o.filled("token"), o.filled("tokenId")
 	if secret != "" && id != "" {
 		o.fail("tokenId", fault.InvalidFormat, "Give token or tokenId, not both.")

@@ -145,7 +145,7 @@ func (a Audio) StartDeletion(companyID string, env event.Environment, now time.T
 	case !a.BelongsTo(companyID, env) || a.Deleted:
 		return DeletionStarted{}, NotFound()
 	case a.deleting(now):
-		return DeletionStarted{}, fault.New(fault.Conflict, "The audio is being deleted by another request.")
+		return DeletionStarted{}, fault.New(fault.Conflict, "The audio is being deleted by another request; try again if it is still there then.")
 	}
 	return DeletionStarted{AudioID: a.AudioID}, nil
 }
@@ -158,7 +158,11 @@ func (a Audio) FinishDeletion(pendingSends []string) event.Payload {
 	return Deleted{AudioID: a.AudioID, BlobKey: a.BlobKey}
 }
 
-func errDeleting() error { return fault.New(fault.Conflict, "The audio is being deleted.") }
+func errDeleting() error {
+	return fault.New(fault.Conflict, "The audio is being deleted; send another one.")
+}
 
 // NotFound is the answer for audio that is not there, or not the caller's.
-func NotFound() error { return fault.New(fault.NotFound, "There is no such audio.") }
+func NotFound() error {
+	return fault.New(fault.NotFound, "There is no such audio; find its ID in the list of audio.")
+}

@@ -142,4 +142,6 @@ func (c Company) Suspend(reason string) ([]event.Payload, error) {
 	return []event.Payload{Suspended{CompanyID: c.ID, Reason: reason}}, nil
 }
 
-func notFound() error { return fault.New(fault.NotFound, "There is no such company.") }
+func notFound() error {
+	return fault.New(fault.NotFound, "There is no such company; find its ID in the list of companies.")
+}

@@ -335,7 +335,9 @@ func (l Location) RotateDeviceToken(deviceID, hash string) (DeviceTokenRotated, 
 	return DeviceTokenRotated{CompanyID: l.CompanyID, ExternalID: l.ExternalID, UserID: l.UserID, DeviceID: deviceID, Hash: hash}, nil
 }
 
-func noDevice() error { return fault.New(fault.NotFound, "The location has no such device.") }
+func noDevice() error {
+	return fault.New(fault.NotFound, "The location has no such device; find its ID in the list of devices.")
+}
 
 // Device finds a device by its ID, revoked or not.
 func (l Location) Device(deviceID string) (Device, bool) {
@@ -348,7 +350,9 @@ func (l Location) Device(deviceID string) (Device, bool) {
 }
 
 // NotFound is the answer for a location that is not there.
-func NotFound() error { return fault.New(fault.NotFound, "There is no such location.") }
+func NotFound() error {
+	return fault.New(fault.NotFound, "There is no such location; find its external ID in the list of locations, or create it.")
+}
 
 // MappedTo reads whose user ID it is from the history of a mapping stream.
 func MappedTo(history []event.Recorded) (externalID string, err error) {

@@ -119,6 +119,29 @@ func (r Request) checkHow(now time.Time, fields *fault.Fields) {
 	}
 }
 
+// Normal is the request without what goes without saying, so that requests which ask for the same are the same.
+func (r Request) Normal() Request {
+	without := r.Terms("")
+	usual := Request{}.Terms("")
+	if without.Priority == usual.Priority {
+		r.Priority = ""
+	}
+	if without.Repeat == usual.Repeat {
+		r.Repeat = nil
+	}
+	if without.Volume == usual.Volume {
+		r.Volume = nil
+	}
+	if without.ExpiresIn == usual.ExpiresIn {
+		r.ExpiresIn = nil
+	}
+	if r.ScheduleAt != nil {
+		at := r.ScheduleAt.UTC()
+		r.ScheduleAt = &at
+	}
+	return r
+}
+
 // Terms are the request's terms with the defaults filled in.
 func (r Request) Terms(audioID string) Terms {
 	t := Terms{AudioID: audioID, Priority: r.Priority, Repeat: 1, Volume: MaxVolume, ExpiresIn: DefaultExpiresIn}
@@ -142,9 +165,9 @@ func Plan(sendID string, terms Terms, r Request, to []Location, now time.Time) (
 	terms.Single = len(to) == 1
 	switch {
 	case len(to) == 0:
-		return nil, fault.New(fault.NotFound, "No location matches; nothing was sent.")
+		return nil, fault.New(fault.NotFound, "No location matches, and nothing was sent; register one, or choose other targets.")
 	case len(to) > MaxDestinations:
-		return nil, fault.New(fault.OutOfRange, "A send goes to at most %d locations, and this one names %d.", MaxDestinations, len(to))
+		return nil, fault.New(fault.OutOfRange, "A send goes to at most %d locations, and this one would go to %d; split it.", MaxDestinations, len(to))
 	case r.ScheduleAt == nil && r.LocalTime == "":
 		events := make([]event.Payload, len(to))
 		for i, l := range to {
@@ -402,12 +425,14 @@ func (s Send) Cancel(companyID string, env event.Environment, ended bool) ([]eve
 	case !s.BelongsTo(companyID, env):
 		return nil, NotFound()
 	case s.Cancelled:
-		return nil, fault.New(fault.Conflict, "The send is cancelled already.")
+		return nil, fault.New(fault.Conflict, "The send is cancelled already, and nothing is left to do.")
 	case ended:
-		return nil, fault.New(fault.Conflict, "The send is finished and cannot be cancelled.")
+		return nil, fault.New(fault.Conflict, "The send is finished, and nothing is left to cancel.")
 	}
 	return []event.Payload{Cancelled{SendID: s.ID}}, nil
 }
 
 // NotFound is the answer for a send that is not there, or not the caller's.
-func NotFound() error { return fault.New(fault.NotFound, "There is no such send.") }
+func NotFound() error {
+	return fault.New(fault.NotFound, "There is no such send; find its ID in the list of sends.")
+}

@@ -95,7 +95,7 @@ func (t Terms) Granted() []string {
 // Revoke ends the token. One that is revoked already, or never was, is an invalid token.
 func (t Token) Revoke() (Revoked, error) {
 	if !t.Exists() || t.Revoked {
-		return Revoked{}, fault.New(fault.InvalidToken, "The token is unknown or revoked already.")
+		return Revoked{}, fault.New(fault.InvalidToken, "The token is unknown or revoked already, and nothing is left to do.")
 	}
 	return Revoked{TokenID: t.TokenID}, nil
 }

@@ -99,7 +99,9 @@ func Get(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.En
 }
 
 // NotFound is the answer for a token that is not there.
-func NotFound() error { return fault.New(fault.NotFound, "There is no such token.") }
+func NotFound() error {
+	return fault.New(fault.NotFound, "There is no such token; find its ID in the list of tokens.")
+}
 
 // ByHash finds a company's token by any of its hashes, revoked or not.
 func ByHash(ctx context.Context, pool *pgxpool.Pool, companyID string, hashes []string) (tokenID string, found bool, err error) {
