@@ -222,17 +222,15 @@ func (d Details) Check(fields *fault.Fields) {
 		if d.Channel.URL != "" {
 			fields.Add("channel.url", fault.InvalidFormat, "Only a channel of type http has a url.")
 		}
-	case ChannelHTTP:
-		if d.Channel.URL == "" {
 		if d.Secret != "" {
 			fields.Add("channel.secret", fault.InvalidFormat, "Only a channel of type http has a secret.")
 		}
+	case ChannelHTTP:
+		if d.Channel.URL == "" {
 			fields.Add("channel.url", fault.MissingField, "A channel of type http needs a url.")
 		} else if u, err := url.Parse(d.Channel.URL); err != nil || !urlPattern.MatchString(d.Channel.URL) || u.Hostname() == "" || len(d.Channel.URL) > maxURLBytes {
 			fields.Add("channel.url", fault.InvalidFormat, "The url is an absolute http or https URL of at most %d bytes.", maxURLBytes)
 		}
-	default:
-		fields.Add("channel.type", fault.InvalidFormat, "The channel's type is player or http.")
 		switch {
 		case d.Secret == "":
 		case len(d.Secret) < minSecret || len(d.Secret) > maxSecret:
@@ -240,6 +238,8 @@ func (d Details) Check(fields *fault.Fields) {
 		case strings.ContainsFunc(d.Secret, func(r rune) bool { return r < ' ' || r > '~' }):
 			fields.Add("channel.secret", fault.InvalidFormat, "The secret is of printable characters of ASCII.")
 		}
+	default:
+		fields.Add("channel.type", fault.InvalidFormat, "The channel's type is player or http.")
 	}
 }
 
@@ -266,7 +266,6 @@ func (d Details) Normal() Details {
 	}
 	return d
 }
-	d.Secret = ""
 
 // Register makes a location, or makes again one that was removed.
 func (l Location) Register(companyID, externalID string, userID int64, details Details) (Registered, error) {
