@@ -23,7 +23,7 @@ const deliveryGroup = "musique-delivery"
 // deliveryTimeout bounds the transaction of the messages that are delivered together.
 const deliveryTimeout = 30 * time.Second
 
-// Delivery takes the dispatch topic's messages into the players' inboxes: all that wait, each of another partition, in one transaction. A message that
+// Delivery takes the dispatch topic's messages into the inboxes: all that wait, each of another partition, in one transaction. A message that
 // cannot be taken is refused and comes again; the other partitions go on.
 type Delivery struct{ Deps }
 
@@ -105,6 +105,7 @@ func (w *Delivery) deliver(ctx context.Context, group []*message.Message) error 
 	if err := inbox.Put(put, entries); err != nil {
 		return err
 	}
+	wakeEndpoints(put, entries, w.Now())
 	if err := w.Pool.SendBatch(ctx, put).Close(); err != nil {
 		return err
 	}
@@ -153,6 +154,7 @@ func (w *Closer) handle(_ context.Context, batch *pgx.Batch, events []event.Reco
 		}
 	}
 	inbox.Close(batch, all, times)
+	closeAtEndpoints(batch, all, cancels, w.Now())
 	if len(cancels) == 0 {
 		return nil
 	}

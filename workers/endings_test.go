@@ -45,8 +45,12 @@ func TestWhatHasEndedLeavesTheInbox(t *testing.T) {
 	eventually(t, func() bool { return slices.Equal([]string{sent[2].DeliveryID, sent[4].DeliveryID}, w.open(t, hall)) })
 
 	// A player that was told of it is told that it is called off; one that comes anew is not.
-	told, err := inbox.After(t.Context(), w.Pool, hall, items[4].Seq, 10)
-	require.NoError(t, err)
+	var told []inbox.Item
+	eventually(t, func() bool {
+		told, err = inbox.After(t.Context(), w.Pool, hall, items[4].Seq, 10)
+		require.NoError(t, err)
+		return len(told) > 0
+	})
 	require.Len(t, told, 1)
 	require.Equal(t, inbox.Cancel, told[0].Kind)
 	require.Equal(t, inbox.Delivery{DeliveryID: sent[3].DeliveryID, SendID: sent[3].SendID, ExpiresAt: told[0].Delivery.ExpiresAt}, told[0].Delivery)

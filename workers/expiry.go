@@ -38,12 +38,15 @@ type overdue struct {
 	DeliveryID  string
 	AudioID     string
 	Overdue     bool
+	Reason      string // why the last attempt at the location's endpoint failed
 }
 
 func (w *Expiry) expire(ctx context.Context) (time.Duration, error) {
+	// What an endpoint's answer has ended already is left to those who record that.
 	const query = `
-SELECT company_id, environment, user_id, external_id, delivery_id, payload->>'audioId', overdue
-FROM workers.inbox WHERE expires_at <= $1 AND kind = 'deliver' ORDER BY expires_at LIMIT $2`
+SELECT i.company_id, i.environment, i.user_id, i.external_id, i.delivery_id, i.payload->>'audioId', i.overdue, coalesce(a.reason, '')
+FROM workers.inbox i LEFT JOIN workers.endpoint_attempt a ON a.delivery_id = i.delivery_id AND a.kind = 'deliver'
+WHERE i.expires_at <= $1 AND i.kind = 'deliver' AND coalesce(a.state NOT IN ('played', 'failed'), true) ORDER BY i.expires_at LIMIT $2`
 	rows, err := w.Pool.Query(ctx, query, w.Now(), expiryBatch)
 	if err != nil {
 		return 0, err
@@ -65,7 +68,7 @@ FROM workers.inbox WHERE expires_at <= $1 AND kind = 'deliver' ORDER BY expires_
 			return w.Commands.ExpireDelivery.Handle(groupCtx, commands.ExpireDelivery{
 				Caller: commands.Caller{CompanyID: o.CompanyID, Environment: o.Environment, Actor: "worker:expiry"},
 				Ref:    delivery.Ref{DeliveryID: o.DeliveryID, SendID: sendID, AudioID: o.AudioID, ExternalID: o.ExternalID, UserID: userID},
-				Final:  o.Overdue,
+				Final:  o.Overdue, Reason: o.Reason,
 			})
 		})
 	}

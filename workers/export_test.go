@@ -36,6 +36,15 @@ func Share(bucket int, sends []DispatchSend) ([]*message.Message, error) {
 	return shareOf(context.Background(), bucket, sends)
 }
 
+// Backoff and RetryAfter are how long an endpoint is left alone.
+var (
+	Backoff    = backoff
+	RetryAfter = retryAfter
+)
+
+// MaxRetry bounds both.
+const MaxRetry = maxRetry
+
 // CleanOnce is one round of a cleanup.
 func CleanOnce(ctx context.Context, d Deps) error {
 	_, err := NewCleanup(d).clean(ctx)

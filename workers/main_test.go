@@ -14,6 +14,7 @@ import (
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/commands/commandstest"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/kafka"
 	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/projections/sends"
@@ -44,7 +45,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{World: commandstest.New(t, commandstest.Store(t)), ahead: &atomic.Int64{}}
-	w.Now = w.now
+	w.Now, w.Endpoints = w.now, private
 	w.Commands = commands.New(w.Deps)
 	require.NoError(t, workers.Migrate(t.Context(), w.Pool))
 	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})
@@ -94,24 +95,32 @@ const (
 	deletedAudio = "deleted audio"
 	cleanup      = "cleanup"
 	simulator    = "simulator"
+	endpoints    = "endpoints"
 )
 
-var everything = []string{dispatch, delivering, closer, cancellation, expiry, schedule, scheduler, deletedAudio, cleanup, simulator}
+var everything = []string{dispatch, delivering, closer, cancellation, expiry, schedule, scheduler, deletedAudio, cleanup, simulator, endpoints}
 
 // start runs an instance of each worker that is named, until the test ends or stop is called.
 func (w *world) start(t testing.TB, names ...string) (stop func()) {
 	t.Helper()
+	told, err := workers.NewEndpoints(w.deps, workers.EndpointsConfig{Keys: w.Keys, Policy: w.Endpoints, PublicURL: publicURL})
+	require.NoError(t, err)
 	var work []func(context.Context) error
 	for _, name := range names {
 		work = append(work, map[string]func(context.Context) error{
 			dispatch: workers.NewDispatch(w.deps).Run, delivering: workers.NewDelivery(w.deps).Run, closer: workers.NewCloser(w.deps).Run,
 			cancellation: workers.NewCancellation(w.deps).Run, expiry: workers.NewExpiry(w.deps).Run, schedule: workers.NewScheduler(w.deps).Follow,
 			scheduler: workers.NewScheduler(w.deps).Run, deletedAudio: workers.NewCleanup(w.deps).Follow, cleanup: workers.NewCleanup(w.deps).Run,
-			simulator: workers.NewSimulator(w.deps).Run,
+			simulator: workers.NewSimulator(w.deps).Run, endpoints: told.Run,
 		}[name])
 	}
 	return commandstest.Run(t, work...)
 }
+
+// private lets the tests' endpoints be on this machine; publicURL is where these workers say that the API is.
+var private = endpoint.Policy{AllowPrivate: true}
+
+const publicURL = "https://musique.example"
 
 // item is a row of the inbox.
 type item struct {

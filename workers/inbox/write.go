@@ -57,7 +57,7 @@ DELETE FROM workers.inbox WHERE kind = 'deliver' AND delivery_id = ANY($1)`
 		deliveryIDs[i] = e.Delivery.DeliveryID
 	}
 	// Without the locks a Put of the same moment would not see the end, nor the end what was put.
-	lock(batch, ended)
+	Lock(batch, ended)
 	batch.Queue(closing, deliveryIDs, at)
 }
 
@@ -81,8 +81,8 @@ ON CONFLICT (delivery_id, kind) DO NOTHING`
 	return write(batch, insert, entries)
 }
 
-// lock queues the taking of the locks of the entries' buckets, in one order for all, so that two writers never wait for each other.
-func lock(batch *pgx.Batch, entries []Entry) {
+// Lock queues the taking of the locks of the entries' buckets, in one order for all, so that two writers never wait for each other.
+func Lock(batch *pgx.Batch, entries []Entry) {
 	buckets := make([]int32, len(entries))
 	for i, e := range entries {
 		buckets[i] = int32(location.Bucket(e.Location.CompanyID, e.Location.UserID))
@@ -104,7 +104,7 @@ func write(batch *pgx.Batch, insert string, entries []Entry) error {
 		companies[i], environments[i], users[i], externals[i] = e.Location.CompanyID, string(e.Location.Environment), e.Location.UserID, e.ExternalID
 		deliveries[i], playAts[i], expires[i], payloads[i] = e.Delivery.DeliveryID, e.Delivery.PlayAt, e.Delivery.ExpiresAt, string(payload)
 	}
-	lock(batch, entries)
+	Lock(batch, entries)
 	batch.Queue(insert, companies, environments, users, externals, deliveries, playAts, expires, payloads)
 	return nil
 }
