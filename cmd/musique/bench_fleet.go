@@ -163,7 +163,7 @@ func connectPlayer(ctx context.Context, orders fleetOrders, i int, token string)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	resp, err := http.ReadResponse(bufio.NewReaderSize(conn, playerBuffer), nil)
+	resp, err := http.ReadResponse(bufio.NewReaderSize(conn, playerBuffer), nil) //nolint:bodyclose // it ends with the connection
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = fmt.Errorf("a player's stream: %s", resp.Status)
 	}

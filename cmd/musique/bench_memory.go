@@ -24,7 +24,7 @@ type memory struct {
 func memoryNow() memory {
 	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
 	metrics.Read(samples)
-	value := func(i int) int64 { return int64(samples[i].Value.Uint64()) } //nolint:gosec // no process has 2^63 bytes
+	value := func(i int) int64 { return int64(samples[i].Value.Uint64()) }
 	return memory{heap: value(0) + value(1), stacks: value(2), resident: residentBytes()}
 }
 

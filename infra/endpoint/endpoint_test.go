@@ -118,7 +118,7 @@ func TestANameThatIsRebound(t *testing.T) {
 	first, err := names.LookupNetIP(t.Context(), "ip4", "rebound.example.")
 	require.NoError(t, err)
 	require.True(t, endpoint.Public(first[0].Unmap()))
-	_, err = get(t, endpoint.Policy{}, "http://rebound.example."+server.URL[strings.LastIndex(server.URL, ":"):]) //nolint:bodyclose // it fails
+	_, err = get(t, endpoint.Policy{}, "http://rebound.example."+server.URL[strings.LastIndex(server.URL, ":"):])
 	require.True(t, endpoint.Refused(err), "%v", err)
 	require.Zero(t, asked.Load())
 }
