@@ -206,14 +206,14 @@ func (w *Endpoints) attempt(ctx context.Context, l *lane, t *telling) error {
 		_, err := w.finish(ctx, t, t.attempts, answer{state: statePlayed})
 		return err
 	}
-	number, ok, err := w.begin(ctx, l, t)
+	number, ok, err := w.begin(ctx, t)
 	if err != nil || !ok {
 		return err
 	}
 	began := w.Now()
 	a := w.ask(ctx, l, t)
 	took := w.Now().Sub(began)
-	a.nextAt = w.Now().Add(max(a.after, backoff(number, rand.Float64())))
+	a.nextAt = w.Now().Add(max(a.after, backoff(number, rand.Float64()))) //nolint:gosec // jitter is no secret
 	w.attempts.WithLabelValues(t.kind, a.outcome).Inc()
 	w.took.Observe(took.Seconds())
 	w.Log.Info("an endpoint was asked", "company", l.CompanyID, "location", l.externalID, "host", hostOf(l.url), "kind", t.kind, "delivery", t.deliveryID,

@@ -223,7 +223,7 @@ CROSS JOIN LATERAL (
 
 // begin notes that a request is about to be made. It is not where the delivery has ended at this moment, or was called off. The number of the attempt is what
 // finish knows it by.
-func (w *Endpoints) begin(ctx context.Context, l *lane, t *telling) (attempt int, ok bool, err error) {
+func (w *Endpoints) begin(ctx context.Context, t *telling) (attempt int, ok bool, err error) {
 	const (
 		deliver = `
 INSERT INTO workers.endpoint_attempt AS a (delivery_id, company_id, environment, user_id, kind, state, asked, attempts, next_at, expires_at)

@@ -508,7 +508,7 @@ func TestAnEndpointIsAskedOneThingAtATime(t *testing.T) {
 			t.Errorf("two requests at %d", userID)
 		}
 		most.Store(max(most.Load(), together.Add(1)))
-		time.Sleep(5 * time.Millisecond) // the endpoint's own work
+		<-time.After(5 * time.Millisecond) // the endpoint's own work
 		together.Add(-1)
 		at.Delete(userID)
 	})
