@@ -86,5 +86,5 @@ def before_call(context, case, kwargs):
         parameters["tokenId"] = fresh_token()["tokenId"]
     if operation == "DeleteLocation" and parameters.get("externalId") == MADE["externalId"]:
         parameters["externalId"] = "store_002"
-    if operation == "DeleteDevice" and parameters.get("deviceId") == MADE["deviceId"]:
+    if operation in ("DeleteDevice", "RotateDeviceToken") and parameters.get("deviceId") == MADE["deviceId"]:
         parameters["deviceId"] = "dvc_0000000000000000000000"
