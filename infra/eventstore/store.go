@@ -179,7 +179,7 @@ func encode(e event.Proposed) (data, metadata []byte, err error) {
 
 // Load reads a whole stream; one that does not exist, or was deleted, is empty. Errors: ErrUnavailable.
 func (s *Store) Load(ctx context.Context, stream string) ([]event.Recorded, error) {
-	return s.Page(ctx, stream, 0, math.MaxInt64)
+	return s.Page(ctx, stream, 0, math.MaxInt)
 }
 
 // Page reads up to max events of a stream from a revision on. Errors: ErrUnavailable.
