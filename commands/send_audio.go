@@ -108,7 +108,7 @@ func (h SendAudioHandler) before(ctx context.Context, identity identity, id stri
 	var history []event.Recorded
 	var state send.Send
 	for {
-		more, err := h.Store.Page(ctx, send.Stream(id), uint64(len(history)), math.MaxInt64)
+		more, err := h.Store.Page(ctx, send.Stream(id), uint64(len(history)), math.MaxInt)
 		if err != nil {
 			return eventstore.Expected{}, send.Send{}, err
 		}

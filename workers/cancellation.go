@@ -129,7 +129,7 @@ func (w *Cancellation) removed(ctx context.Context, batch *pgx.Batch, e event.Re
 // empty cancels what is still to be played at a location that was removed, unless it was sent after the location was made again.
 func (w *Cancellation) empty(ctx context.Context, r removal, requestID string) error {
 	before := event.Position{Commit: math.MaxInt64}
-	since, err := w.Store.Page(ctx, r.Stream, uint64(r.Revision)+1, math.MaxInt64)
+	since, err := w.Store.Page(ctx, r.Stream, uint64(r.Revision)+1, math.MaxInt)
 	if err != nil {
 		return err
 	}
