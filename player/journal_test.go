@@ -52,7 +52,7 @@ func (s *state) content(t require.TestingT) string {
 
 func anOrder(id int) Order {
 	return Order{
-		DeliveryID: fmt.Sprintf("dlv_%022d_%016d", id, 631992454843280), SendID: fmt.Sprintf("snd_%022d", id), Priority: "normal", Repeat: 1, Volume: 100,
+		DeliveryID: fmt.Sprintf("dlv_%022d_631992454843280", id), SendID: fmt.Sprintf("snd_%022d", id), Priority: "normal", Repeat: 1, Volume: 100,
 		ExpiresAt: time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC),
 		Audio: Audio{
 			Name: "Announcement", URL: "https://api.example.com/media/co_3mJr7AoUXx2Wqd4kTnYb9L/aud_0hV5GzQe8CwRt1NfKpS6uM?expires=1772355600&signature=" + fmt.Sprintf("%064d", id),
