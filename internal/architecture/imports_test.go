@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"infra":       {"domain/event"},
 	"player":      {"domain"},
 	"samples":     nil,
+	"simulation":  nil,
 	"docs":        nil,
 	"cmd":         {"commands", "projections", "workers", "http", "infra", "domain", "player", "samples"},
 }
