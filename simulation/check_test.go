@@ -132,10 +132,6 @@ func (p part) did(what deed) bool {
 	return slices.ContainsFunc(p.log, func(e entry) bool { return e.deed == what })
 }
 
-func (p part) first(what deed) int {
-	return slices.IndexFunc(p.log, func(e entry) bool { return e.deed == what })
-}
-
 // lives gives the parts that players had in each delivery.
 func (r *run) lives() map[string][]part {
 	all := map[string][]part{}

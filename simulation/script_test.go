@@ -158,17 +158,16 @@ func troubleScript(r *rand.Rand, rounds int) []step {
 
 // partner is a company with its audio and locations, and what it knows of its sends.
 type partner struct {
-	run              *run
-	number           int
-	id, token        string
-	companyToken     string
-	locations        []string
-	mu               sync.Mutex
-	audio            []string // that can be sent
-	sends            []*accepted
-	refused, unknown int
-	removed          []int // locations that are not there, by their place in locations
-	everRemoved      map[string]bool
+	run         *run
+	number      int
+	id, token   string
+	locations   []string
+	mu          sync.Mutex
+	audio       []string // that can be sent
+	sends       []*accepted
+	refused     int
+	removed     []int // locations that are not there, by their place in locations
+	everRemoved map[string]bool
 }
 
 // accepted is a send that the API accepted.
