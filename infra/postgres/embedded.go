@@ -28,6 +28,8 @@ const (
 	// The pause before the next attempt, and before a server that died is started again, doubles from restartMin to restartMax.
 	restartMin = 100 * time.Millisecond
 	restartMax = 5 * time.Second
+	// lockPatience is how long the lock of a folder is waited for.
+	lockPatience = time.Second
 
 	embeddedUser = "musique"
 )
@@ -83,7 +85,7 @@ func StartEmbedded(ctx context.Context, o EmbeddedOptions) (_ *Embedded, err err
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("embedded PostgreSQL: %w", err)
 	}
-	if e.lock, err = lockDir(o.Dir); err != nil {
+	if e.lock, err = lockDir(ctx, o.Dir); err != nil {
 		return nil, err
 	}
 	if e.account, err = accountFor(e.clusterDir()); err != nil {
@@ -240,13 +242,21 @@ func (e *Embedded) answers(ctx context.Context) error {
 	return conn.Close(ctx)
 }
 
-// lockDir makes sure that one program at a time uses the folder. The lock goes with the process, however it ends.
-func lockDir(dir string) (*os.File, error) {
+// lockDir makes sure that one program at a time uses the folder. The lock goes with the process, however it ends: a moment later where it was killed while it
+// started a program of PostgreSQL, which has the lock until it has become that program. So it is asked for again for a while.
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("embedded PostgreSQL: %w", err)
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	giveUp := time.After(lockPatience)
+	for syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		select {
+		case <-time.After(lockPatience / 50):
+			continue
+		case <-giveUp:
+		case <-ctx.Done():
+		}
 		lock.Close()
 		return nil, fmt.Errorf("another program runs PostgreSQL on %s; stop it or choose another data folder", dir)
 	}
