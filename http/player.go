@@ -101,7 +101,7 @@ func (s *Server) resumeAt(c *call) (int64, error) {
 func (s *Server) tell(c *call, w *eventWriter, where inbox.Location, after int64) (int64, error) {
 	for {
 		ctx, cancel := context.WithTimeout(c.ctx(), streamQuery)
-		items, err := inbox.After(ctx, s.pool, where, after, streamBatch)
+		items, err := s.inbox.After(ctx, where, after, streamBatch)
 		cancel()
 		if err != nil {
 			if c.ctx().Err() == nil {

@@ -19,10 +19,11 @@ const (
 	aliveEvery = 10 * time.Second
 )
 
-// Hub wakes those who wait for a location's items. One connection listens for all of a process.
+// Hub wakes those who wait for a location's items, and reads them. One connection listens for all of a process.
 type Hub struct {
-	pool *pgxpool.Pool
-	log  *slog.Logger
+	pool  *pgxpool.Pool
+	log   *slog.Logger
+	reads *reader
 
 	mu      sync.Mutex
 	waiting map[Location]map[chan struct{}]struct{}
@@ -31,7 +32,7 @@ type Hub struct {
 
 // NewHub makes a hub; Run makes it listen.
 func NewHub(pool *pgxpool.Pool, log *slog.Logger) *Hub {
-	return &Hub{pool: pool, log: log, waiting: map[Location]map[chan struct{}]struct{}{}, all: map[chan struct{}]struct{}{}}
+	return &Hub{pool: pool, log: log, reads: &reader{pool: pool}, waiting: map[Location]map[chan struct{}]struct{}{}, all: map[chan struct{}]struct{}{}}
 }
 
 // Subscribe gives a channel that is signalled whenever a location may have new items; several signals can be one. Call stop when done. Subscribe first,

@@ -3,11 +3,9 @@ package inbox
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/musique/musique/domain/event"
@@ -54,24 +52,6 @@ type Delivery struct {
 	ExpiresAt  time.Time  `json:"expiresAt,omitzero"`
 }
 
-// After gives up to limit items of a location that come after seq, the oldest first. Deliveries that have ended, or expired, or whose send is cancelled, are not
-// among them; from seq 0 on it is all that is open.
-func After(ctx context.Context, pool *pgxpool.Pool, l Location, seq int64, limit int) ([]Item, error) {
-	const query = `
-SELECT i.seq, i.kind, i.payload FROM workers.inbox i
-WHERE i.company_id = $1 AND i.environment = $2 AND i.user_id = $3 AND i.seq > $4
-  AND (i.kind = 'cancel' AND $4 > 0
-       OR i.kind = 'deliver' AND NOT i.overdue AND i.expires_at > now()
-          AND NOT EXISTS (SELECT FROM workers.inbox_closed c WHERE c.delivery_id = i.delivery_id)
-          AND NOT EXISTS (SELECT FROM sends.send s WHERE s.send_id = i.payload->>'sendId' AND s.cancelled_at IS NOT NULL))
-ORDER BY i.seq LIMIT $5`
-	rows, err := pool.Query(ctx, query, l.CompanyID, l.Environment, l.UserID, seq, limit)
-	if err != nil {
-		return nil, fmt.Errorf("inbox: %w", err)
-	}
-	return pgx.CollectRows(rows, item)
-}
-
 // Last is the highest seq that was given to any item yet, gone or not; 0 if none was.
 func Last(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	var seq int64
@@ -80,16 +60,4 @@ func Last(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 		return 0, fmt.Errorf("inbox: %w", err)
 	}
 	return seq, nil
-}
-
-func item(row pgx.CollectableRow) (Item, error) {
-	var i Item
-	var payload []byte
-	if err := row.Scan(&i.Seq, &i.Kind, &payload); err != nil {
-		return Item{}, err
-	}
-	if err := json.Unmarshal(payload, &i.Delivery); err != nil {
-		return Item{}, fmt.Errorf("inbox item %d: %w", i.Seq, err)
-	}
-	return i, nil
 }

@@ -2,6 +2,7 @@ package inbox_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -82,7 +83,7 @@ func callOff(t testing.TB, entries ...inbox.Entry) {
 
 func after(t testing.TB, l inbox.Location, seq int64, limit int) (items []inbox.Item, ids []string) {
 	t.Helper()
-	items, err := inbox.After(context.Background(), pool, l, seq, limit)
+	items, err := hub.After(context.Background(), l, seq, limit)
 	require.NoError(t, err)
 	ids = []string{}
 	for _, i := range items {
@@ -303,7 +304,7 @@ func TestNothingFallsBetweenReadingAndWaiting(t *testing.T) {
 			defer stop()
 			seq, over := int64(0), done
 			for {
-				items, err := inbox.After(ctx, pool, l, seq, 3)
+				items, err := hub.After(ctx, l, seq, 3)
 				if err != nil {
 					return err
 				}
@@ -393,4 +394,81 @@ func TestAnInboxThatIsMadeAgainTellsEverything(t *testing.T) {
 	require.NoError(t, err)
 	fill("c", "d", "e", "f", "g")
 	told(last, "c", "d", "e", "f", "g")
+}
+
+// Many who read at the same moment each get what is theirs: from where they are, no more than they asked for. One who left gets nothing and holds up nobody.
+func TestManyReadAtTheSameMoment(t *testing.T) {
+	t.Parallel()
+	const locations, each = 700, 3
+	all := make([]inbox.Location, locations)
+	var entries []inbox.Entry
+	for i := range all {
+		all[i] = newLocation()
+		for n := range each {
+			entries = append(entries, delivery(all[i], fmt.Sprint(all[i].CompanyID, n)))
+		}
+	}
+	put(t, entries...)
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	var group errgroup.Group
+	for i, l := range all {
+		group.Go(func() error {
+			if i%10 == 0 {
+				if _, err := hub.After(left, l, 0, each); !errors.Is(err, context.Canceled) {
+					return fmt.Errorf("one who left: %w", err)
+				}
+			}
+			items, err := hub.After(t.Context(), l, 0, 1+i%each)
+			if err != nil {
+				return err
+			}
+			rest, err := hub.After(t.Context(), l, items[len(items)-1].Seq, each)
+			if err != nil {
+				return err
+			}
+			if len(items) != 1+i%each {
+				return fmt.Errorf("%d items of %d", len(items), 1+i%each)
+			}
+			for n, item := range append(items, rest...) {
+				if want := fmt.Sprint(l.CompanyID, n); item.Delivery.DeliveryID != want || item.Delivery.SendID != "snd_"+want {
+					return fmt.Errorf("%+v instead of %s", item, want)
+				}
+			}
+			if len(items)+len(rest) != each {
+				return fmt.Errorf("%d of %d", len(items)+len(rest), each)
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
+}
+
+// While one round trip hangs, those who come later go another way.
+func TestAReadThatHangsHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	l, other := newLocation(), newLocation()
+	put(t, delivery(l, l.CompanyID), delivery(other, other.CompanyID))
+	own := postgrestest.New(t)
+	require.NoError(t, projections.Migrate(t.Context(), own))
+	require.NoError(t, workers.Migrate(t.Context(), own))
+	alone := inbox.NewHub(own, commandstest.Quiet)
+	tx, err := own.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "LOCK TABLE workers.inbox IN ACCESS EXCLUSIVE MODE")
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	var first, second error
+	var both errgroup.Group
+	both.Go(func() error { _, first = alone.After(ctx, l, 0, 1); return nil })
+	both.Go(func() error { _, second = alone.After(ctx, other, 0, 1); return nil })
+	require.NoError(t, both.Wait())
+	require.ErrorIs(t, first, context.DeadlineExceeded)
+	require.ErrorIs(t, second, context.DeadlineExceeded)
+	// It was too late for them; whoever comes when the lock is gone is answered.
+	require.NoError(t, tx.Rollback(t.Context()))
+	items, err := alone.After(t.Context(), l, 0, 1)
+	require.NoError(t, err)
+	require.Empty(t, items) // it is another database
 }
