@@ -28,6 +28,8 @@ const (
 	// maxDispatched bounds the destinations in one message, maxDispatchedBytes its size, below what the publisher takes.
 	maxDispatched      = 1_000
 	maxDispatchedBytes = kafka.MaxMessageBytes * 9 / 10
+	// maxGathered bounds the destinations of broadcasts that are not closed yet which are remembered.
+	maxGathered = 2 * send.MaxDestinations
 	// maxCachedAudio bounds the audio that is remembered between pages.
 	maxCachedAudio = 1_000
 )
@@ -81,12 +83,24 @@ type Dispatch struct {
 		revision uint64
 	}
 
+	// open are the broadcasts that are not closed yet, by stream, and gathered is how many destinations they have.
+	open     map[string]*openBroadcast
+	gathered int
+
 	mu    sync.Mutex
 	audio map[string]DispatchAudio
 }
 
+// openBroadcast is what went by of a broadcast without a gap.
+type openBroadcast struct {
+	sent []send.AudioSent
+	next uint64 // the revision that the next part has
+}
+
 // NewDispatch makes the worker.
-func NewDispatch(d Deps) *Dispatch { return &Dispatch{Deps: d, audio: map[string]DispatchAudio{}} }
+func NewDispatch(d Deps) *Dispatch {
+	return &Dispatch{Deps: d, open: map[string]*openBroadcast{}, audio: map[string]DispatchAudio{}}
+}
 
 // Run dispatches until ctx ends.
 func (w *Dispatch) Run(ctx context.Context) error {
@@ -178,9 +192,17 @@ func (w *Dispatch) sentBy(ctx context.Context, e event.Recorded) ([]send.AudioSe
 			return nil, fmt.Errorf("read %s %d@%s: %w", e.Type, e.Revision, e.Stream, err)
 		}
 		if sent.Unsealed {
+			w.gather(e, sent)
 			return nil, nil
 		}
 		return []send.AudioSent{sent}, nil
+	}
+	var sealed send.BroadcastSealed
+	if err := json.Unmarshal(e.Data, &sealed); err != nil {
+		return nil, fmt.Errorf("read %s %d@%s: %w", e.Type, e.Revision, e.Stream, err)
+	}
+	if sent := w.whatWentBy(e, sealed); sent != nil {
+		return sent, nil
 	}
 	history, err := w.Store.Load(ctx, e.Stream)
 	if err != nil {
@@ -195,6 +217,42 @@ func (w *Dispatch) sentBy(ctx context.Context, e event.Recorded) ([]send.AudioSe
 	}
 	s, err := send.Load(history)
 	return s.Sent, err
+}
+
+// gather remembers a part of a broadcast, so that all of it need not be read again when it is closed.
+func (w *Dispatch) gather(e event.Recorded, part send.AudioSent) {
+	if w.gathered >= maxGathered { // those whose writers died are never closed
+		clear(w.open)
+		w.gathered = 0
+	}
+	b, ok := w.open[e.Stream]
+	if ok && e.Revision < b.next && b.next-e.Revision <= uint64(len(b.sent)) {
+		return // the page came again
+	}
+	if !ok || e.Revision != b.next {
+		w.forget(e.Stream)
+		b = &openBroadcast{}
+		w.open[e.Stream] = b
+	}
+	b.sent, b.next = append(b.sent, part), e.Revision+1
+	w.gathered++
+}
+
+// whatWentBy gives the parts of a broadcast that is closed if all of them went by, up to what closes it; nil if they did not.
+func (w *Dispatch) whatWentBy(e event.Recorded, sealed send.BroadcastSealed) []send.AudioSent {
+	b, ok := w.open[e.Stream]
+	w.forget(e.Stream)
+	if !ok || b.next != e.Revision || len(b.sent) != sealed.Total {
+		return nil
+	}
+	return b.sent
+}
+
+func (w *Dispatch) forget(stream string) {
+	if b, ok := w.open[stream]; ok {
+		w.gathered -= len(b.sent)
+		delete(w.open, stream)
+	}
 }
 
 // add puts a location of a send into its bucket, behind the others of the same send if they are the last there.

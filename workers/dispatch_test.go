@@ -259,6 +259,50 @@ func TestALargeBroadcastIsOneMessageForEachBucketOnceItIsSealed(t *testing.T) {
 	require.Empty(t, buckets)
 }
 
+// Whoever dispatches when a broadcast is closed need not have seen all of it, nor only it: each location gets it once, whole and as it was written.
+func TestALargeBroadcastOutlivesItsDispatcher(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.Partner(t)
+	id := p.Upload(t, p.Caller())
+	heard := w.listen(t)
+	const size = 300
+	first, second := newSendID(), newSendID()
+	meta, one := crowd(p, first, id, size)
+	_, other := crowd(p, second, id, size)
+	send.Unseal(one)
+	send.Unseal(other)
+	stop := w.start(t, dispatch)
+	w.append(t, meta, send.Stream(first), one[:100]...)
+	w.append(t, meta, send.Stream(second), other[:200]...)
+	w.append(t, meta, send.Stream(first), one[100:200]...)
+	w.passed(t, "dispatch", w.append(t, meta, send.Stream(second), other[200:]...))
+	stop()
+	w.start(t, dispatch)
+	w.append(t, meta, send.Stream(first), one[200:]...)
+	w.append(t, meta, send.Stream(second), send.BroadcastSealed{SendID: second, Total: size})
+	w.passed(t, "dispatch", w.append(t, meta, send.Stream(first), send.BroadcastSealed{SendID: first, Total: size}))
+	for sendID, payloads := range map[string][]event.Payload{first: one, second: other} {
+		eventually(t, func() bool { _, to := heard.of(sendID); return to >= size })
+		messages, to := heard.of(sendID)
+		require.Equal(t, size, to)
+		got := map[string]bool{}
+		for _, m := range messages {
+			for _, s := range m.Sends {
+				if s.SendID != sendID {
+					continue
+				}
+				for _, d := range s.To {
+					got[d.DeliveryID] = true
+				}
+			}
+		}
+		for _, payload := range payloads {
+			require.Contains(t, got, payload.(send.AudioSent).DeliveryID) //nolint:forcetypeassert // a test
+		}
+	}
+}
+
 // A location that gets very much while the dispatch is away gets it in more than one message, in order.
 func TestMessagesAreBoundedInBytes(t *testing.T) {
 	t.Parallel()
