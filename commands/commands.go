@@ -55,8 +55,8 @@ type Reads interface {
 	PendingSends(ctx context.Context, companyID string, env event.Environment, audioID string, before event.Position) (sendIDs []string, err error)
 	// SendEnded reports whether every delivery of a send has ended.
 	SendEnded(ctx context.Context, sendID string) (bool, error)
-	// Delivery finds what a delivery is about, and since when it is cancelled; nil if it is not.
-	Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, cancelledAt *time.Time, found bool, err error)
+	// Delivery finds a delivery.
+	Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (known KnownDelivery, found bool, err error)
 	// Quota tells what a company used in the calendar month (UTC) of a time.
 	Quota(ctx context.Context, companyID string, env event.Environment, month time.Time) (Used, error)
 	// Reserve holds room in a company's quotas for what is being made, if there is. Used is what is used of them, with what is held for others.
@@ -65,6 +65,15 @@ type Reads interface {
 	Release(ctx context.Context, id string, made bool) error
 	// DestinationsAndQuota is both in one round trip, which is what a send needs.
 	DestinationsAndQuota(ctx context.Context, companyID string, env event.Environment, targets send.Targets, month time.Time) (found []send.Location, unknown []string, used Used, err error)
+}
+
+// KnownDelivery is what a delivery is about, and what is known of it.
+type KnownDelivery struct {
+	delivery.Ref
+	// SentAt is when it was sent to the player; zero if it was not yet.
+	SentAt time.Time
+	// CancelledAt is nil if it is not cancelled.
+	CancelledAt *time.Time
 }
 
 // Used is what counts towards a plan's monthly quotas.

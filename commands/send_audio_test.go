@@ -80,10 +80,11 @@ func TestASendIsOneAppendWithEachLocationOnce(t *testing.T) {
 			require.Equal(t, delivery.ID(sent.ID, s.UserID), s.DeliveryID)
 			require.False(t, s.Unsealed)
 			require.Equal(t, state.AcceptedAt.Add(time.Minute), s.ExpiresAt)
-			ref, _, found, err := p.Reads.Delivery(t.Context(), p.CompanyID, event.Live, s.DeliveryID)
+			known, found, err := p.Reads.Delivery(t.Context(), p.CompanyID, event.Live, s.DeliveryID)
 			require.NoError(t, err)
 			require.True(t, found)
-			require.Equal(t, delivery.Ref{DeliveryID: s.DeliveryID, SendID: sent.ID, AudioID: id, ExternalID: c.to[i], UserID: s.UserID}, ref)
+			require.Equal(t, delivery.Ref{DeliveryID: s.DeliveryID, SendID: sent.ID, AudioID: id, ExternalID: c.to[i], UserID: s.UserID}, known.Ref)
+			require.WithinDuration(t, state.AcceptedAt, known.SentAt, time.Microsecond)
 		}
 	}
 }

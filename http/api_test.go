@@ -54,6 +54,7 @@ func TestAPI(t *testing.T) {
 		"streams resume, and close with their devices":     streams,
 		"streams close when the server drains":             drain,
 		"presence ends with the stream":                    presenceEndsWithTheStream,
+		"one of several players is enough":                 severalPlayers,
 		"scheduled sends hold their audio until cancelled": scheduled,
 		"refused sends tell every field":                   refusedSends,
 		"scheduled sends are changed":                      changedSends,
@@ -536,6 +537,68 @@ func streams(t *testing.T, w *world) {
 	require.Len(t, ok[[]device](t, p.get("/locations/till/devices"), http.StatusOK), 1)
 	ok[object](t, p.del("/locations/till"), http.StatusOK)
 	last.ended()
+}
+
+// Each player of a location is told everything, and what the first of them plays is played, whatever the others say before and after.
+func severalPlayers(t *testing.T, w *world) {
+	p := w.partner(t)
+	p.location("till")
+	one, two, audio := p.device("till"), p.device("till"), p.upload("Clip")
+	hears := []*stream{w.listen(t, w.url, one.Token, ""), w.listen(t, w.url, two.Token, "")}
+	sent := func() (sendID, deliveryID string) {
+		sendID = p.send(audio.AudioID, object{"externalIds": []string{"till"}}).SendID
+		for _, s := range hears {
+			got := s.next("deliver")
+			require.Equal(t, sendID, got.data["sendId"])
+			deliveryID = got.data["deliveryId"].(string) //nolint:forcetypeassert // a test
+		}
+		return sendID, deliveryID
+	}
+	tell := func(d device, deliveryID, status string) string {
+		t.Helper()
+		return ok[struct{ Status string }](t, w.report(t, d.Token, deliveryID, status), http.StatusOK).Status
+	}
+	plays := func() float64 {
+		return ok[struct{ Stats object }](t, p.get("/audio/"+audio.AudioID), http.StatusOK).Stats["timesPlayed"].(float64) //nolint:forcetypeassert // a test
+	}
+	ends := func(sendID, of, all string) {
+		t.Helper()
+		eventually(t, sendID+" does not end as "+all, func() bool {
+			return ok[[]struct{ Status string }](t, p.get("/sends/"+sendID+"/deliveries"), http.StatusOK)[0].Status == of &&
+				ok[struct{ Status string }](t, p.get("/sends/"+sendID), http.StatusOK).Status == all
+		})
+	}
+
+	send, id := sent()
+	require.Equal(t, "queued", tell(one, id, "failed"), "the other one may still play it")
+	require.Equal(t, "queued", tell(one, id, "failed"))
+	require.Equal(t, "delivered", tell(two, id, "delivered"))
+	require.Equal(t, "playing", tell(two, id, "playing"))
+	require.Equal(t, "playing", tell(one, id, "failed"))
+	require.Equal(t, "played", tell(two, id, "played"))
+	require.Equal(t, "played", tell(one, id, "failed"))
+	ends(send, "played", "sent")
+	require.InDelta(t, 1, plays(), 0)
+
+	send, id = sent()
+	for _, status := range []string{"delivered", "playing", "played"} {
+		for _, d := range []device{one, two, one} {
+			require.Equal(t, status, tell(d, id, status))
+		}
+	}
+	ends(send, "played", "sent")
+	require.InDelta(t, 2, plays(), 0, "two that played are one time")
+
+	send, id = sent()
+	require.Equal(t, "queued", tell(two, id, "failed"))
+	require.Equal(t, "failed", tell(one, id, "failed"), "there is no other left")
+	ends(send, "failed", "failed")
+
+	send, id = sent()
+	ok[object](t, p.del("/locations/till/devices/"+two.DeviceID), http.StatusOK)
+	require.Equal(t, "failed", tell(one, id, "failed"), "the other one is revoked")
+	ends(send, "failed", "failed")
+	require.InDelta(t, 2, plays(), 0)
 }
 
 func drain(t *testing.T, w *world) {

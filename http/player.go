@@ -215,7 +215,7 @@ func (s *Server) reportPlayback(c *call) error {
 		return err
 	}
 	cmd := commands.ReportPlayback{
-		Caller: caller, UserID: c.device.UserID, DeliveryID: c.pathVar("deliveryId"),
+		Caller: caller, UserID: c.device.UserID, DeviceID: c.device.DeviceID, DeliveryID: c.pathVar("deliveryId"),
 		Status: o.oneOf("status", "delivered", "playing", "played", "failed"), At: o.moment("at"), Reason: o.text("reason"),
 	}
 	o.check(func(fields *fault.Fields) {

@@ -56,13 +56,17 @@ func (r *Reads) SendEnded(ctx context.Context, sendID string) (bool, error) {
 	return sends.Ended(ctx, r.pool, sendID)
 }
 
-// Delivery finds what a delivery is about, and since when it is cancelled; nil if it is not.
-func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (ref delivery.Ref, cancelledAt *time.Time, found bool, err error) {
+// Delivery finds a delivery.
+func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (known commands.KnownDelivery, found bool, err error) {
 	ref, d, found, err := sends.FindDelivery(ctx, r.pool, companyID, env, deliveryID)
-	if d.Status == string(delivery.StatusCancelled) {
-		cancelledAt = d.EndedAt
+	known.Ref = ref
+	if d.QueuedAt != nil {
+		known.SentAt = *d.QueuedAt
 	}
-	return ref, cancelledAt, found, err
+	if d.Status == string(delivery.StatusCancelled) {
+		known.CancelledAt = d.EndedAt
+	}
+	return known, found, err
 }
 
 // OpenDeliveries lists the deliveries at a location that have not ended, of sends that were recorded before a position.

@@ -1,7 +1,10 @@
 package delivery
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,8 +31,11 @@ const (
 // CalledOff is the reason of the deliveries of a send that was cancelled.
 const CalledOff = "the send was cancelled"
 
-// maxReasonRunes bounds the reason that a player gives.
-const maxReasonRunes = 500
+const (
+	// maxReasonRunes bounds the reason that a player gives.
+	maxReasonRunes = 500
+	noReason       = "the player gave no reason"
+)
 
 // Ended reports whether nothing changes the status any more.
 func (s Status) Ended() bool {
@@ -98,12 +104,20 @@ func ParseID(id string) (sendID string, userID int64, ok bool) {
 // Delivery is the state of a delivery. The zero Delivery is one that is queued.
 type Delivery struct {
 	status Status
+	// failedOn are the players that will not play it, and why is the word of the last of them.
+	failedOn []string
+	why      string
 }
 
 // Load folds a history into the state.
 func Load(history []event.Recorded) Delivery {
 	d := Delivery{status: StatusQueued}
 	for _, e := range history {
+		if e.Type == (DeviceFailed{}).EventType() {
+			var f DeviceFailed
+			_ = json.Unmarshal(e.Data, &f) // what does not read names no player
+			d.failedOn, d.why = append(d.failedOn, f.DeviceID), f.Reason
+		}
 		if after, ok := statusAfter[e.Type]; ok {
 			d.status = after
 		}
@@ -133,10 +147,7 @@ func (d Delivery) Report(ref Ref, status string, at time.Time, reason string) ([
 	case StatusPlayed:
 		next = Played{Ref: ref, At: at}
 	case StatusFailed:
-		if reason == "" {
-			reason = "the player gave no reason"
-		}
-		next = Failed{Ref: ref, At: at, Reason: reason}
+		next = Failed{Ref: ref, At: at, Reason: cmp.Or(reason, noReason)}
 	case "":
 		return nil, fault.ForField("status", fault.MissingField, "Give the status: delivered, playing, played or failed.")
 	default:
@@ -148,15 +159,35 @@ func (d Delivery) Report(ref Ref, status string, at time.Time, reason string) ([
 	return []event.Payload{next}, nil
 }
 
+// FailedOn takes the word of one of a location's players that it will not play. As long as another of them may, that ends nothing: one that plays is enough.
+func (d Delivery) FailedOn(ref Ref, deviceID string, devices []string, at time.Time, reason string) ([]event.Payload, error) {
+	payloads, err := d.Report(ref, string(StatusFailed), at, reason)
+	if err != nil || len(payloads) == 0 {
+		return nil, err
+	}
+	for _, other := range devices {
+		if other == deviceID || slices.Contains(d.failedOn, other) {
+			continue
+		}
+		if slices.Contains(d.failedOn, deviceID) {
+			return nil, nil
+		}
+		return []event.Payload{DeviceFailed{Ref: ref, DeviceID: deviceID, At: at, Reason: cmp.Or(reason, noReason)}}, nil
+	}
+	return payloads, nil
+}
+
 // Expire ends a delivery whose time is over. One that is playing is let finish; the final call ends it too, since its player never came back.
 func (d Delivery) Expire(ref Ref, at time.Time, final bool) []event.Payload {
 	switch {
 	case d.Status().Ended():
 		return nil
+	case d.Status() != StatusPlaying && d.why != "":
+		return []event.Payload{Failed{Ref: ref, At: at, Reason: d.why}}
 	case d.Status() != StatusPlaying:
 		return []event.Payload{Expired{Ref: ref, At: at}}
 	case final:
-		return []event.Payload{Failed{Ref: ref, At: at, Reason: "the player did not report the end of the playback"}}
+		return []event.Payload{Failed{Ref: ref, At: at, Reason: cmp.Or(d.why, "the player did not report the end of the playback")}}
 	}
 	return nil
 }

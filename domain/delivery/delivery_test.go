@@ -139,6 +139,44 @@ func TestExpire(t *testing.T) {
 	}
 }
 
+// One player of several that fails ends nothing: another can still play. When none is left, its word is the delivery's end, and so it is when time is over.
+func TestFailedOn(t *testing.T) {
+	t.Parallel()
+	fails := func(d delivery.Delivery, device string, devices ...string) []event.Payload {
+		got, err := d.FailedOn(ref, device, devices, at, "no loudspeaker")
+		require.NoError(t, err)
+		return got
+	}
+	one, two := delivery.DeviceFailed{Ref: ref, DeviceID: "dvc_1", At: at, Reason: "no loudspeaker"}, delivery.DeviceFailed{Ref: ref, DeviceID: "dvc_2", At: at, Reason: "no loudspeaker"}
+	require.Equal(t, []event.Payload{failed}, fails(load(delivered), "dvc_1", "dvc_1"), "the only one")
+	require.Equal(t, []event.Payload{failed}, fails(load(delivered), "dvc_1"), "one that was revoked")
+	require.Equal(t, []event.Payload{one}, fails(load(delivered), "dvc_1", "dvc_1", "dvc_2"))
+	require.Empty(t, fails(load(delivered, one), "dvc_1", "dvc_1", "dvc_2"), "a repeat")
+	require.Equal(t, []event.Payload{two}, fails(load(delivered, one), "dvc_2", "dvc_1", "dvc_2", "dvc_3"))
+	require.Equal(t, []event.Payload{failed}, fails(load(delivered, one), "dvc_2", "dvc_1", "dvc_2"), "the last one")
+	require.Equal(t, []event.Payload{failed}, fails(load(delivered, one, two), "dvc_1", "dvc_1", "dvc_2"), "the others have gone meanwhile")
+
+	for _, given := range [][]event.Payload{{one}, {delivered, one}, {delivered, playing, one}} {
+		d := load(given...)
+		require.Equal(t, load(given[:len(given)-1]...).Status(), d.Status(), "it moves nothing")
+		got, err := d.Report(ref, "played", at, "")
+		require.NoError(t, err)
+		require.Equal(t, []event.Payload{played}, got, "one that plays is enough")
+		require.Equal(t, []event.Payload{failed}, d.Expire(ref, at, true))
+		require.Equal(t, d.Status() != delivery.StatusPlaying, d.Expire(ref, at, false) != nil)
+	}
+	for _, s := range states {
+		if s.status.Ended() {
+			require.Empty(t, fails(load(s.given...), "dvc_1", "dvc_1", "dvc_2"), s.name)
+		}
+	}
+	_, err := load().FailedOn(ref, "dvc_1", []string{"dvc_2"}, at, strings.Repeat("x", 501))
+	eventtest.Refused(t, err, fault.OutOfRange, "reason")
+	silent, err := load().FailedOn(ref, "dvc_1", []string{"dvc_2"}, at, "")
+	require.NoError(t, err)
+	require.Equal(t, "the player gave no reason", silent[0].(delivery.DeviceFailed).Reason) //nolint:forcetypeassert // a test
+}
+
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	for _, s := range states {

@@ -39,6 +39,14 @@ type Failed struct {
 	Reason string    `json:"reason"`
 }
 
+// DeviceFailed says that one of the location's players will not play the audio, and why. Another one still may: it does not end the delivery.
+type DeviceFailed struct {
+	Ref
+	DeviceID string    `json:"deviceId"`
+	At       time.Time `json:"at"`
+	Reason   string    `json:"reason"`
+}
+
 // Expired says that the audio was not played before its time was over.
 type Expired struct {
 	Ref
@@ -63,6 +71,9 @@ func (Played) EventType() string { return "AudioPlayed" }
 
 // EventType implements event.Payload.
 func (Failed) EventType() string { return "DeliveryFailed" }
+
+// EventType implements event.Payload.
+func (DeviceFailed) EventType() string { return "DeliveryFailedOnDevice" }
 
 // EventType implements event.Payload.
 func (Expired) EventType() string { return "DeliveryExpired" }

@@ -42,7 +42,7 @@ var update = flag.Bool("update", false, "write the files in testdata that are mi
 var payloads = []event.Payload{
 	audio.Uploaded{}, audio.DeletionStarted{}, audio.DeletionAbandoned{}, audio.Deleted{},
 	company.Registered{}, company.TokenRotated{}, company.PlanChanged{}, company.Suspended{},
-	delivery.Delivered{}, delivery.PlaybackStarted{}, delivery.Played{}, delivery.Failed{}, delivery.Expired{}, delivery.Cancelled{},
+	delivery.Delivered{}, delivery.PlaybackStarted{}, delivery.Played{}, delivery.Failed{}, delivery.DeviceFailed{}, delivery.Expired{}, delivery.Cancelled{},
 	location.Mapped{}, location.Registered{}, location.Changed{}, location.Removed{}, location.DeviceEnrolled{}, location.DeviceRevoked{},
 	location.DeviceTokenRotated{},
 	request.Claimed{}, request.Completed{},

@@ -360,6 +360,17 @@ func (s Send) Exists() bool { return s.ID != "" }
 // Recorded is where the store has the first event of the send.
 func (s Send) Recorded() event.Position { return s.recorded }
 
+// SentAt is when the audio went to one of the locations, at the earliest: what is due later goes out ahead of that.
+func (s Send) SentAt(sent AudioSent) time.Time {
+	if sent.PlayAt == nil {
+		return s.AcceptedAt
+	}
+	if ahead := sent.PlayAt.Add(-Lead); ahead.After(s.AcceptedAt) {
+		return ahead
+	}
+	return s.AcceptedAt
+}
+
 // BelongsTo reports whether the send is this company's.
 func (s Send) BelongsTo(companyID string, env event.Environment) bool {
 	return s.Exists() && s.CompanyID == companyID && s.Environment == env
