@@ -6,10 +6,10 @@ GOLANGCI_LINT_VERSION := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 TEST_FLAGS ?= -race -timeout 20m
 
-.PHONY: help run build test lint vuln bench fuzz clean
+.PHONY: help run build player-arm64 player-armv7 player-armv6 test lint vuln bench fuzz clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 run: build ## build, then serve with everything embedded, on ./data
 	@exec $(BIN) serve
@@ -17,6 +17,18 @@ run: build ## build, then serve with everything embedded, on ./data
 build: ## build bin/musique
 	@mkdir -p bin
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(BIN) ./cmd/musique
+
+player-arm64: export GOARCH = arm64
+player-arm64: ## bin/musique-linux-arm64, for a Raspberry Pi with a 64-bit system
+player-armv7: export GOARCH = arm
+player-armv7: export GOARM = 7
+player-armv7: ## bin/musique-linux-armv7, for a Raspberry Pi 2 or later with a 32-bit system
+player-armv6: export GOARCH = arm
+player-armv6: export GOARM = 6
+player-armv6: ## bin/musique-linux-armv6, for a Raspberry Pi 1 or Zero
+player-arm64 player-armv7 player-armv6:
+	@mkdir -p bin
+	@GOOS=linux CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/musique-linux-$(@:player-%=%) ./cmd/musique
 
 test: ## every test, with the race detector, on embedded parts
 	go test $(TEST_FLAGS) ./...

@@ -503,8 +503,8 @@ func (p *player) over(e ended) {
 		return
 	}
 	p.queue.Remove(id)
-	p.say("✓ played %s", t.title())
 	p.finish(id, p.word(id, "played", ""))
+	p.say("✓ played %s", t.title())
 }
 
 // finish forgets a delivery, with the last reports on it.
