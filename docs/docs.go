@@ -9,4 +9,4 @@ import "embed"
 var Partners embed.FS
 
 // Guides are their names in the order that they are read in.
-var Guides = []string{"quickstart", "authentication", "errors", "limits", "idempotency", "pagination", "sending", "sandbox", "going-live", "players"}
+var Guides = []string{"quickstart", "authentication", "errors", "limits", "idempotency", "pagination", "sending", "sandbox", "going-live", "players", "endpoints"}

@@ -60,7 +60,7 @@ func (s *Server) servePartner(c *call) error {
 			return err
 		}
 	}
-	if !c.route.outside {
+	if !c.route.outside || c.route.method != http.MethodGet { // pages and audio keep to conditions by themselves
 		if err := refuseConditions(c.r); err != nil {
 			return err
 		}

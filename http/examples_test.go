@@ -40,6 +40,7 @@ func (w *world) shop(t *testing.T) shop {
 	s.other = ok[struct{ TokenID string }](t, p.as("other", object{}).post("/test", nil), http.StatusOK).TokenID
 	s.ids = map[string]string{
 		"audioId": p.upload("Not sent").AudioID, "sendId": sent.SendID, "externalId": "store_001", "deviceId": s.device.DeviceID, "deliveryId": deliveries[0].DeliveryID, "tokenId": s.other,
+		"companyId": p.companyID, "environment": "live", // in the URLs that endpoints report at
 	}
 	return s
 }

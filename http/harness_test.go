@@ -45,6 +45,8 @@ const patience = time.Minute
 // world is the whole product as it runs in one process, on real parts, and served over real connections.
 type world struct {
 	config httpapi.Config
+	deps   commands.Deps // of the commands
+	work   workers.Deps
 	pool   *pgxpool.Pool
 	api    *httpapi.Server
 	url    string
@@ -54,7 +56,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	store, pool, brokers := storetest.Open(t), postgrestest.New(t), kafkatest.Brokers(t)
+	store, pool, brokers := storetest.Open(t), postgrestest.New(t), kafkatest.OwnBrokers(t)
 	require.NoError(t, projections.Migrate(t.Context(), pool))
 	require.NoError(t, workers.Migrate(t.Context(), pool))
 	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: workers.DispatchTopic, Partitions: 4}))
@@ -69,7 +71,8 @@ func newWorld(t *testing.T) *world {
 	positions, hub := projections.NewPositions(pool, log), inbox.NewHub(pool, log)
 	reads := projections.NewReads(pool, positions)
 	plans := company.DefaultPlans()
-	handlers := commands.New(commands.Deps{Store: store, Blobs: bytesStore, Keys: ring, Reads: reads, Plans: plans, Now: time.Now, Log: log})
+	decide := commands.Deps{Store: store, Blobs: bytesStore, Keys: ring, Reads: reads, Plans: plans, Now: time.Now, Log: log}
+	handlers := commands.New(decide)
 	deps := workers.Deps{Store: store, Pool: pool, Brokers: brokers, Commands: handlers, Reads: reads, Blobs: bytesStore, Hub: hub, Now: time.Now, Log: log}
 	ctx, stop := context.WithCancel(context.Background())
 	var running errgroup.Group
@@ -87,7 +90,7 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 
-	w := &world{pool: pool, config: httpapi.Config{
+	w := &world{pool: pool, deps: decide, work: deps, config: httpapi.Config{
 		Commands: handlers, Reads: reads, Pool: pool, Store: store, Blobs: bytesStore, Inbox: hub, Keys: ring, Plans: plans,
 		Checks: httpapi.Checks{
 			Database: pool.Ping, Storage: bytesStore.Ping, EventStore: store.Ping,

@@ -117,6 +117,7 @@ func (s *Server) routes() []*route {
 		{operation: "GetLimits", method: get, paths: at(v1+"/limits", first+"/limits"), handle: s.limits},
 
 		{operation: "GetMedia", method: get, paths: at("/media/{key:.+}"), access: byAnyone, timeout: mediaTimeout, outside: true, handle: s.media},
+		{operation: "ReportFromEndpoint", method: post, paths: at(reportPath), access: byAnyone, outside: true, handle: s.reportFromEndpoint},
 
 		{operation: "PlayerStream", method: get, paths: at(player + "/stream"), access: byDevice, timeout: -1, handle: s.playerStream},
 		{operation: "ReportPlayback", method: post, paths: at(player + "/deliveries/{deliveryId}"), access: byDevice, handle: s.reportPlayback},

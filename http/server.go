@@ -18,6 +18,7 @@ import (
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/infra/blobs"
+	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/keys"
 	"github.com/musique/musique/projections/tokens"
@@ -69,6 +70,7 @@ type Server struct {
 	store          *eventstore.Store
 	blobs          *blobs.Store
 	signer         blobs.Signer
+	reports        endpoint.Reports
 	inbox          *inbox.Hub
 	keys           *keys.Ring
 	plans          company.Plans
@@ -113,7 +115,7 @@ func New(config Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		commands: config.Commands, reads: config.Reads, pool: config.Pool, store: config.Store, inbox: config.Inbox, blobs: config.Blobs, signer: blobs.NewSigner(config.Keys.SigningKeys("media")), keys: config.Keys, plans: config.Plans, checks: config.Checks,
+		commands: config.Commands, reads: config.Reads, pool: config.Pool, store: config.Store, inbox: config.Inbox, blobs: config.Blobs, signer: blobs.NewSigner(config.Keys.SigningKeys("media")), reports: endpoint.NewReports(config.Keys.SigningKeys("report")), keys: config.Keys, plans: config.Plans, checks: config.Checks,
 		version: config.Version, opsToken: config.OpsToken, publicURL: config.PublicURL, trustForwarded: config.TrustForwarded, spoolDir: config.SpoolDir,
 		registry: config.Registry, log: config.Log, now: config.Now, reference: reference, metrics: metrics, streams: newStreams(), drained: make(chan struct{}),
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/musique/musique/commands"
 	httpapi "github.com/musique/musique/http"
+	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/kafka"
 	"github.com/musique/musique/projections"
 	"github.com/musique/musique/workers"
@@ -36,9 +37,17 @@ func assemble(config serveConfig, p *parts, registry *prometheus.Registry, log *
 	a.hub = inbox.NewHub(p.pool, log)
 	a.reads = projections.NewReads(p.pool, a.positions)
 	a.commands = commands.New(commands.Deps{
-		Store: p.store, Blobs: p.blobs, Keys: p.keys, Reads: a.reads, Plans: config.plans, Now: time.Now, Log: log,
+		Store: p.store, Blobs: p.blobs, Keys: p.keys, Reads: a.reads, Plans: config.plans, Endpoints: endpoint.Policy{AllowPrivate: config.allowPrivateEndpoints},
+		Now: time.Now, Log: log,
 	})
 	return a
+}
+
+func (a *app) workerDeps() workers.Deps {
+	return workers.Deps{
+		Store: a.parts.store, Pool: a.parts.pool, Brokers: a.parts.brokers, Commands: a.commands, Reads: a.reads, Blobs: a.parts.blobs,
+		Hub: a.hub, Now: time.Now, Log: a.log,
+	}
 }
 
 // start runs the roles' workers until ctx ends.
@@ -47,10 +56,7 @@ func (a *app) start(ctx context.Context, running *errgroup.Group) {
 	has := func(role string) bool { return slices.Contains(a.config.roles, role) }
 	work(a.positions.Run)
 	work(a.hub.Run)
-	deps := workers.Deps{
-		Store: a.parts.store, Pool: a.parts.pool, Brokers: a.parts.brokers, Commands: a.commands, Reads: a.reads, Blobs: a.parts.blobs,
-		Hub: a.hub, Now: time.Now, Log: a.log,
-	}
+	deps := a.workerDeps()
 	if has("projections") {
 		work(projections.NewRunner(projections.RunnerConfig{Store: a.parts.store, Pool: a.parts.pool, Registry: a.registry, Log: a.log}).Run)
 	}
@@ -69,6 +75,29 @@ func (a *app) start(ctx context.Context, running *errgroup.Group) {
 		work(cleanup.Follow)
 		work(cleanup.Run)
 	}
+}
+
+// startEndpoints runs the worker that tells endpoints of locations what to play, until ctx ends. Its messages have URLs of the API in them, so it starts when
+// it is known where that is; served is the address that this process serves it on, if it does.
+func (a *app) startEndpoints(ctx context.Context, running *errgroup.Group, served string) error {
+	if !slices.Contains(a.config.roles, "delivery") {
+		return nil
+	}
+	if served == "" {
+		served = a.config.httpAddr
+	}
+	publicURL := "http://" + served
+	if a.config.publicURL != nil {
+		publicURL = a.config.publicURL.String()
+	}
+	endpoints, err := workers.NewEndpoints(a.workerDeps(), workers.EndpointsConfig{
+		Keys: a.parts.keys, Policy: endpoint.Policy{AllowPrivate: a.config.allowPrivateEndpoints}, PublicURL: publicURL, Registry: a.registry,
+	})
+	if err != nil {
+		return err
+	}
+	running.Go(func() error { return endpoints.Run(ctx) })
+	return nil
 }
 
 // api makes the HTTP side.

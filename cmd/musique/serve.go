@@ -61,7 +61,8 @@ var serveSettings = []setting{
 	{"log-level", "MUSIQUE_LOG_LEVEL", "info", "debug, info, warn or error"},
 	{"ops-token", "MUSIQUE_OPS_TOKEN", "", "bearer token for /ops; required where the ops address is not loopback; prefer the variable, since flags show in process lists"},
 	{"secret-key", "MUSIQUE_SECRET_KEY", "", "64 hexadecimal digits that tokens are hashed with, several parted by commas to rotate; empty is the file secret.key in the data folder; prefer the variable"},
-	{"public-url", "MUSIQUE_PUBLIC_URL", "", "what URLs in answers begin with, such as https://api.example.com; empty is what each caller reached the server by"},
+	{"public-url", "MUSIQUE_PUBLIC_URL", "", "what URLs in answers begin with, such as https://api.example.com; empty is what each caller reached the server by, and the address of --http-addr in messages to endpoints"},
+	{"allow-private-endpoints", "MUSIQUE_ALLOW_PRIVATE_ENDPOINTS", "false", "true lets endpoints of locations have private addresses, and be asked without TLS: only where partners may reach what this server reaches"},
 	{"trust-forwarded", "MUSIQUE_TRUST_FORWARDED", "false", "true believes X-Forwarded-For, -Proto and -Host: only behind a proxy that overwrites them"},
 	{"demo", "MUSIQUE_DEMO", "true", "false makes no demo company on a first run with everything embedded"},
 }
@@ -86,6 +87,7 @@ type serveConfig struct {
 	opsToken, secretKey          string
 	publicURL                    *url.URL // nil is none
 	trustForwarded, demo         bool
+	allowPrivateEndpoints        bool
 	plans                        company.Plans
 }
 
@@ -140,7 +142,7 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 	for _, flag := range []struct {
 		name string
 		to   *bool
-	}{{"trust-forwarded", &c.trustForwarded}, {"demo", &c.demo}} {
+	}{{"allow-private-endpoints", &c.allowPrivateEndpoints}, {"trust-forwarded", &c.trustForwarded}, {"demo", &c.demo}} {
 		switch get(flag.name) {
 		case "true":
 			*flag.to = true
@@ -368,6 +370,9 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 		}
 	}
 	if addresses.Ops, err = serveOn("--ops-addr", config.opsAddr, api.Ops()); err != nil {
+		return err
+	}
+	if err := app.startEndpoints(background, running, addresses.HTTP); err != nil {
 		return err
 	}
 	demo, err := app.demo(ctx)

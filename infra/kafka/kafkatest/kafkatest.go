@@ -24,6 +24,17 @@ func Brokers(t testing.TB) []string {
 	return broker.Brokers()
 }
 
+// OwnBrokers returns the addresses of an embedded broker that nobody else uses, for a test in which topics and groups have the names that they have in production.
+func OwnBrokers(t testing.TB) []string {
+	t.Helper()
+	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = broker.Close() })
+	return broker.Brokers()
+}
+
 // shared starts the broker once, in memory.
 var shared = sync.OnceValues(func() (*kafka.Embedded, error) {
 	return kafka.StartEmbedded(kafka.EmbeddedOptions{})
