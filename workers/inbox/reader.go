@@ -112,8 +112,8 @@ ORDER BY q.n, i.seq`
 		if one.ctx.Err() != nil {
 			continue
 		}
-		numbers, companies, environments = append(numbers, int32(n)), append(companies, one.of.CompanyID), append(environments, string(one.of.Environment)) //nolint:gosec // below maxReads
-		users, afters, limits = append(users, one.of.UserID), append(afters, one.after), append(limits, int32(one.limit))                                   //nolint:gosec // a handful
+		numbers, companies, environments = append(numbers, int32(n)), append(companies, one.of.CompanyID), append(environments, string(one.of.Environment))
+		users, afters, limits = append(users, one.of.UserID), append(afters, one.after), append(limits, int32(one.limit))
 	}
 	err := func() error {
 		if len(numbers) == 0 {
