@@ -352,6 +352,11 @@ func lists(t *testing.T, w *world) {
 		require.Equal(t, `rel="next"`, rel)
 		url = strings.TrimPrefix(link, "<")
 		require.Contains(t, url, *page.NextCursor)
+		rest := "?limit=3&cursor=" + *page.NextCursor
+		ok[[]uploaded](t, p.get("/api/audio"+rest), http.StatusOK)
+		for _, elsewhere := range []reply{p.get("/sends" + rest), w.partner(t).get("/audio" + rest)} {
+			require.Equal(t, map[string]string{"cursor": "invalid_format"}, failing(refused(t, elsewhere, http.StatusBadRequest, "invalid_format")))
+		}
 	}
 	require.Len(t, seen, 7)
 	for i, id := range seen {

@@ -93,7 +93,7 @@ func (s *Server) countUpload(c *call, limit int) error {
 // listAudio lists the library, newest first.
 func (s *Server) listAudio(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.open("cursor")
+	limit, cursor := q.limit(), c.cursor(q)
 	filter := audiolibrary.Filter{
 		Category: q.oneOf("category", audio.Categories...), Format: q.oneOf("format", audioFormats...), Query: q.open("q"),
 		CreatedAfter: q.moment("createdAfter"), CreatedBefore: q.moment("createdBefore"),

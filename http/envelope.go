@@ -84,6 +84,7 @@ func (c *call) data(status int, data any) error {
 func (c *call) list(data any, limit int, next string) error {
 	page := &pagination{Limit: limit, HasMore: next != ""}
 	if next != "" {
+		next = c.sealCursor(next)
 		page.NextCursor = &next
 		c.w.Header().Set("Link", "<"+c.nextPage(next)+`>; rel="next"`) // RFC 8288
 	}

@@ -114,7 +114,7 @@ func readChannel(o *object) (channel *location.Channel, secret string) {
 // listLocations lists the locations.
 func (s *Server) listLocations(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.open("cursor")
+	limit, cursor := q.limit(), c.cursor(q)
 	filter := locations.Filter{Tag: q.text("tag"), Online: q.flag("online"), Query: q.open("q")}
 	if err := q.err(); err != nil {
 		return err

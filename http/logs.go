@@ -29,7 +29,7 @@ type loggedRequestData struct {
 // listLogs lists the company's API requests, newest first.
 func (s *Server) listLogs(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.open("cursor")
+	limit, cursor := q.limit(), c.cursor(q)
 	filter := usagelogs.Filter{
 		Start: q.day("startDate", false), End: q.day("endDate", true), Endpoint: q.text("endpoint"),
 		Method:     q.oneOf("method", http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions),

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/projections/readmodel"
 )
 
 // The items of one page.
@@ -66,6 +67,32 @@ func (q *query) open(name string) string {
 		return ""
 	}
 	return q.text(name)
+}
+
+// cursorContext is what the cursors of a list are sealed for: they open for the same company's list alone. Sealed, they do not tell what they are made of, which
+// is positions among the events of all companies. The same one looks the same each time, so that the page that it stands on keeps its tag.
+func (c *call) cursorContext() []string {
+	return []string{c.caller.CompanyID, string(c.caller.Environment), c.operation()}
+}
+
+const cursors = "cursor" // the purpose that they are sealed for
+
+// cursor reads where a page begins; "" is the list's beginning.
+func (c *call) cursor(q *query) string {
+	sealed := q.open("cursor")
+	if sealed == "" {
+		return ""
+	}
+	cursor, err := c.server.keys.UnsealAlike(cursors, sealed, c.cursorContext()...)
+	if err != nil {
+		q.failed = append(q.failed, readmodel.NoCursor().Fields...)
+	}
+	return cursor
+}
+
+// sealCursor is a cursor as it is given out.
+func (c *call) sealCursor(cursor string) string {
+	return c.server.keys.SealAlike(cursors, cursor, c.cursorContext()...)
 }
 
 // limit reads how many items a page has.

@@ -1,14 +1,20 @@
 package httpapi
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/keys"
+	"github.com/musique/musique/projections/readmodel"
+	"github.com/musique/musique/projections/tokens"
 )
 
 func queryOf(raw string) *query {
@@ -35,6 +41,50 @@ func TestAnEmptyParameterIsNotLeftOut(t *testing.T) {
 	require.Nil(t, q.flag("online"))
 	require.Len(t, q.failed, 4)
 	require.Equal(t, fault.InvalidFormat, fault.CodeOf(q.err()))
+}
+
+// callOf is a call of a company's to a route.
+func callOf(ring *keys.Ring, companyID string, env event.Environment, operation, query string) *call {
+	return &call{
+		server: &Server{keys: ring}, caller: tokens.Caller{CompanyID: companyID, Environment: env}, route: &route{operation: operation},
+		r: &http.Request{URL: &url.URL{RawQuery: query}},
+	}
+}
+
+func TestACursorIsOfOneList(t *testing.T) {
+	older, newer := strings.Repeat("a1", 32), strings.Repeat("b2", 32)
+	ring := func(secrets string) *keys.Ring {
+		r, err := keys.Open("", secrets)
+		require.NoError(t, err)
+		return r
+	}
+	position := readmodel.Cursor{List: 'a', Keys: []uint64{1 << 40}}.String()
+	sealed := callOf(ring(older), "co_1", event.Live, "ListAudio", "").sealCursor(position)
+	require.Equal(t, sealed, callOf(ring(older), "co_1", event.Live, "ListAudio", "").sealCursor(position), "the same page has the same tag")
+	require.NotContains(t, sealed, position[:8])
+	for name, c := range map[string]*call{
+		"the same list":       callOf(ring(older), "co_1", event.Live, "ListAudio", "cursor="+sealed),
+		"after a rotation":    callOf(ring(newer+","+older), "co_1", event.Live, "ListAudio", "cursor="+sealed),
+		"before the rotation": callOf(ring(older+","+newer), "co_1", event.Live, "ListAudio", "cursor="+sealed),
+	} {
+		q := c.query()
+		require.Equal(t, position, c.cursor(q), name)
+		require.NoError(t, q.err(), name)
+	}
+	for name, c := range map[string]*call{
+		"another company":     callOf(ring(older), "co_2", event.Live, "ListAudio", "cursor="+sealed),
+		"another environment": callOf(ring(older), "co_1", event.Test, "ListAudio", "cursor="+sealed),
+		"another list":        callOf(ring(older), "co_1", event.Live, "ListSends", "cursor="+sealed),
+		"a key that is gone":  callOf(ring(newer), "co_1", event.Live, "ListAudio", "cursor="+sealed),
+		"not sealed":          callOf(ring(older), "co_1", event.Live, "ListAudio", "cursor="+position),
+		"more behind it":      callOf(ring(older), "co_1", event.Live, "ListAudio", "cursor="+sealed+"A"),
+	} {
+		q := c.query()
+		require.Empty(t, c.cursor(q), name)
+		told, ok := errors.AsType[*fault.Error](q.err())
+		require.True(t, ok, name)
+		require.Equal(t, []fault.Field{{Param: "cursor", Code: fault.InvalidFormat, Message: readmodel.NoCursor().Message}}, told.Fields, name)
+	}
 }
 
 func TestDaysAreWholeDays(t *testing.T) {

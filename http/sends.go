@@ -61,7 +61,7 @@ func sendOf(s sends.Send) sendData {
 // listSends lists the sends, newest first or, where they are asked for by their schedule, the latest schedule first.
 func (s *Server) listSends(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.open("cursor")
+	limit, cursor := q.limit(), c.cursor(q)
 	filter := sends.Filter{
 		Status: q.oneOf("status", sendStatuses...), AudioID: q.text("audioId"), ScheduledAfter: q.moment("scheduledAfter"), ScheduledBefore: q.moment("scheduledBefore"),
 		CreatedAfter: q.moment("createdAfter"), CreatedBefore: q.moment("createdBefore"),
@@ -129,7 +129,7 @@ func (s *Server) listDeliveries(c *call) error {
 		return s.deliveriesInCSV(c)
 	}
 	q := c.query()
-	limit, cursor, status := q.limit(), q.open("cursor"), q.oneOf("status", deliveryStatuses...)
+	limit, cursor, status := q.limit(), c.cursor(q), q.oneOf("status", deliveryStatuses...)
 	if err := q.err(); err != nil {
 		return err
 	}

@@ -191,7 +191,7 @@ type tokenData struct {
 // listTokens lists the company's tokens that are not revoked, without their secrets.
 func (s *Server) listTokens(c *call) error {
 	q := c.query()
-	limit, cursor := q.limit(), q.open("cursor")
+	limit, cursor := q.limit(), c.cursor(q)
 	if err := q.err(); err != nil {
 		return err
 	}

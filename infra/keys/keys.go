@@ -125,17 +125,22 @@ func (r *Ring) Derive(purpose string, parts ...string) [][]byte {
 	return derived
 }
 
-// SigningKeys are the keys of signatures, the one to sign with first (HKDF, RFC 5869).
+// SigningKeys are the keys of signatures, the one to sign with first.
 func (r *Ring) SigningKeys(purpose string) [][]byte {
 	derived := make([][]byte, len(r.secrets))
 	for i, s := range r.secrets {
-		key, err := hkdf.Key(sha256.New, s.bytes, nil, purpose, secretBytes)
-		if err != nil {
-			panic(fmt.Sprintf("hkdf of %d bytes: %v", secretBytes, err)) // only a length beyond the hash's limit fails
-		}
-		derived[i] = key
+		derived[i] = s.derive(purpose)
 	}
 	return derived
+}
+
+// derive is a key for a purpose (HKDF, RFC 5869).
+func (s secret) derive(purpose string) []byte {
+	key, err := hkdf.Key(sha256.New, s.bytes, nil, purpose, secretBytes)
+	if err != nil {
+		panic(fmt.Sprintf("hkdf of %d bytes: %v", secretBytes, err)) // only a length beyond the hash's limit fails
+	}
+	return key
 }
 
 // Random gives 32 bytes that nobody can guess.

@@ -7,7 +7,7 @@ import (
 	"github.com/musique/musique/domain/fault"
 )
 
-// Cursor is where a page of a list ended. It is opaque to partners, and one of another list is refused.
+// Cursor is where a page of a list ended. It is for partners only when it is sealed, since its keys tell of other companies too; one of another list is refused.
 type Cursor struct {
 	// List names the list that the cursor belongs to, in one byte.
 	List byte
@@ -15,7 +15,7 @@ type Cursor struct {
 	Keys []uint64
 }
 
-// String writes the cursor for a URL.
+// String writes the cursor as a text.
 func (c Cursor) String() string {
 	raw := []byte{c.List}
 	for _, key := range c.Keys {
@@ -41,7 +41,7 @@ func ParseCursor(text string, list byte, keys int) (Cursor, error) {
 }
 
 // NoCursor is the answer to a cursor that no list gave.
-func NoCursor() error {
+func NoCursor() *fault.Error {
 	return fault.ForField("cursor", fault.InvalidFormat, "The cursor is not one that this list gave; leave it out to start at the beginning.")
 }
 
