@@ -99,10 +99,9 @@ func hashed(path string) string {
 
 func (c *cache) download(ctx context.Context, a Audio, path string) (err error) {
 	if a.Size > 0 { // without a request, if it has to wait anyway
-		if err := c.reserve(a, a.Size); err != nil {
+		if err := c.fits(a, a.Size); err != nil {
 			return err
 		}
-		c.release(a.Size)
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
@@ -127,7 +126,8 @@ func (c *cache) download(ctx context.Context, a Audio, path string) (err error) 
 	if err := c.reserve(a, size); err != nil {
 		return err
 	}
-	defer c.release(size)
+	reserved := size
+	defer func() { c.release(reserved) }()
 	file, err := os.CreateTemp(c.dir, newFiles)
 	if err != nil {
 		return err
@@ -145,6 +145,9 @@ func (c *cache) download(ctx context.Context, a Audio, path string) (err error) 
 	if got := hex.EncodeToString(hash.Sum(nil)); got != a.SHA256 {
 		return fmt.Errorf("the audio's hash is %s, not %s", got, a.SHA256)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.coming, reserved = c.coming-size, 0 // from here on it is among the files, and is counted once
 	return os.Rename(file.Name(), path)
 }
 
@@ -161,22 +164,24 @@ func (r heardReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// reserve makes room for audio that is about to come, which release gives back: what is on the disk with what is coming is never more than the bound.
-func (c *cache) reserve(a Audio, size int64) error {
-	switch {
-	case size > maxAudioBytes:
-		return fmt.Errorf("the audio is larger than %d bytes", maxAudioBytes)
-	case size > c.maxBytes:
-		return fmt.Errorf("the audio has %d bytes, and the cache takes %d in all", size, c.maxBytes)
-	}
+// fits reports, as an error, that there is no room for audio that is about to come, and could be made none.
+func (c *cache) fits(a Audio, size int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	total, err := c.prune(a, c.maxBytes-c.coming-size)
-	if err != nil {
+	_, err := c.room(a, size)
+	return err
+}
+
+// reserve makes room for audio that is about to come, which release gives back: what is on the disk with what is coming is never more than the bound.
+func (c *cache) reserve(a Audio, size int64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	spare, err := c.room(a, size)
+	if err != nil { // then nothing goes for it either
 		return err
 	}
-	if total+c.coming+size > c.maxBytes {
-		return fmt.Errorf("%w in the %d bytes of the cache", errNoRoom, c.maxBytes)
+	if err := c.remove(spare); err != nil {
+		return err
 	}
 	c.coming += size
 	return nil
@@ -188,24 +193,43 @@ func (c *cache) release(size int64) {
 	c.coming -= size
 }
 
+// room is what has to go so that audio has room.
+func (c *cache) room(a Audio, size int64) (spare []fs.FileInfo, err error) {
+	switch {
+	case size > maxAudioBytes:
+		return nil, fmt.Errorf("the audio is larger than %d bytes", maxAudioBytes)
+	case size > c.maxBytes:
+		return nil, fmt.Errorf("the audio has %d bytes, and the cache takes %d in all", size, c.maxBytes)
+	}
+	spare, left, err := c.spare(a, c.maxBytes-c.coming-size)
+	if err == nil && left+c.coming+size > c.maxBytes {
+		err = fmt.Errorf("%w in the %d bytes of the cache", errNoRoom, c.maxBytes)
+	}
+	return spare, err
+}
+
 // shrink gives back up to half of what is kept, on a disk that something else fills: only what nothing needs any more, since what is needed could not be
 // fetched again.
 func (c *cache) shrink() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, total, err := c.files()
-	if err == nil {
-		_, err = c.prune(Audio{}, total/2)
+	if err != nil {
+		return err
 	}
-	return err
+	spare, _, err := c.spare(Audio{}, total/2)
+	if err != nil {
+		return err
+	}
+	return c.remove(spare)
 }
 
-// prune removes audio until the rest is within a limit, and gives what is left. First goes what nothing needs any more, that which was used longest ago before
-// the rest; then what is needed later than the audio that the room is for, the last before the others: it is fetched again when there is room.
-func (c *cache) prune(room Audio, limit int64) (total int64, err error) {
-	files, total, err := c.files()
-	if err != nil || total <= limit {
-		return total, err
+// spare is the audio that can go until the rest is within a limit, and how many bytes are left then. First goes what nothing needs any more, that which was used
+// longest ago before the rest; then what is needed later than the audio that the room is for, the last before the others: it is fetched again when there is room.
+func (c *cache) spare(room Audio, limit int64) (spare []fs.FileInfo, left int64, err error) {
+	files, left, err := c.files()
+	if err != nil || left <= limit {
+		return nil, left, err
 	}
 	place, until := map[string]int{}, 0 // the place of a file in the order of need, and that of the one with the room
 	for i, a := range c.needed() {
@@ -228,16 +252,22 @@ func (c *cache) prune(room Audio, limit int64) (total int64, err error) {
 			return cmp.Compare(second, first)
 		}
 	})
-	for _, f := range files {
-		if total <= limit {
-			break
+	for i, f := range files {
+		if left <= limit {
+			return files[:i], left, nil
 		}
-		if err := os.Remove(filepath.Join(c.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return total, err
-		}
-		total -= f.Size()
+		left -= f.Size()
 	}
-	return total, nil
+	return files, left, nil
+}
+
+func (c *cache) remove(files []fs.FileInfo) error {
+	for _, f := range files {
+		if err := os.Remove(filepath.Join(c.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // files lists what is kept, and how many bytes that is.
