@@ -76,6 +76,7 @@ echo ends >>log
 		noted += notedNow
 	}
 	last := s.playerOn(t, device, dir, "mpv", env...)
+	last.awaits(&last.stdout, "● connected")
 	for _, id := range sent {
 		partner.awaitStatus(id, "played", "sent")
 	}
