@@ -690,6 +690,22 @@ func locationsLive(t *testing.T, w *world) {
 	require.Equal(t, []string{"channel.type", "odd", "tags[0]", "timezone"}, sortedKeys(failing(e)))
 	require.Len(t, ok[[]object](t, p.get("/locations?tag=south&online=false&q=NORTH"), http.StatusOK), 1)
 	require.Empty(t, ok[[]object](t, p.get("/locations?tag=north"), http.StatusOK))
+	found := func(q string) (ids []any) {
+		for _, l := range ok[[]object](t, p.get("/locations?q="+url.QueryEscape(q)), http.StatusOK) {
+			ids = append(ids, l["externalId"])
+		}
+		return ids
+	}
+	ok[object](t, p.post("/locations", object{"externalId": "Kiosk_I", "name": "CAFÉ ÜBER"}), http.StatusCreated)
+	for _, q := range []string{"café ü", "CAFÉ", "e\u0301 u\u0308b", "kiosk_i", "KIOSK"} {
+		require.Equal(t, []any{"Kiosk_I"}, found(q), q)
+	}
+	require.Empty(t, found("cafe"))
+	require.Empty(t, found("kiosk%i"))
+	ok[object](t, p.call(http.MethodPatch, "/locations/Kiosk_I", object{"name": "ЧАЙ"}), http.StatusOK)
+	ok[object](t, p.post("/locations/import", object{"locations": []object{{"externalId": "n:1", "name": "Чайхана", "tags": []string{"south"}}, {"externalId": "n:3", "name": "МОЙ ЧАЙ"}}}), http.StatusOK)
+	require.Equal(t, []any{"n:3", "Kiosk_I", "n:1"}, found("чай"))
+	require.Empty(t, found("café"))
 	require.Equal(t, http.StatusBadRequest, p.get("/locations?online=maybe").StatusCode)
 	require.Equal(t, object{"deleted": true, "externalId": "n:1"}, ok[object](t, p.del("/locations/n:1"), http.StatusOK))
 	refused(t, p.get("/locations/n:1"), http.StatusNotFound, "not_found")

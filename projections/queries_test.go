@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -16,6 +17,7 @@ import (
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/domain/usage"
+	"github.com/musique/musique/infra/postgres/postgrestest"
 	"github.com/musique/musique/projections/audiolibrary"
 	"github.com/musique/musique/projections/locations"
 	"github.com/musique/musique/projections/readmodel"
@@ -467,4 +469,19 @@ func TestUsageLogs(t *testing.T) {
 			require.NoError(t, err, moment)
 		}
 	}
+}
+
+// Locations that were there before names were folded are found too.
+func TestOlderLocationsAreFound(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	first, err := locations.Migrations.ReadFile("migrations/00001_locations.sql")
+	require.NoError(t, err)
+	require.NoError(t, migrateSchema(t.Context(), pool, "locations", fstest.MapFS{"migrations/00001_locations.sql": {Data: first}}))
+	_, err = pool.Exec(t.Context(), "INSERT INTO locations.location VALUES ('co_one', 'live', 7, 's7', 'Main HALL', 'UTC', '{}', 'player', '', now(), 1)")
+	require.NoError(t, err)
+	require.NoError(t, Migrate(t.Context(), pool))
+	found, _, err := locations.List(t.Context(), pool, "co_one", event.Live, locations.Filter{Query: "mAin hall"}, "", 10, time.Now())
+	require.NoError(t, err)
+	require.Equal(t, []string{"s7"}, names(found, func(l locations.Location) string { return l.ExternalID }))
 }

@@ -66,18 +66,19 @@ func insert(batch *pgx.Batch, made []registered) {
 	n := len(made)
 	companies, environments, userIDs, externalIDs := make([]string, n), make([]string, n), make([]int64, n), make([]string, n)
 	names, timezones, tags := make([]string, n), make([]string, n), make([]string, n)
-	types, urls, createdAt, positions := make([]string, n), make([]string, n), make([]time.Time, n), make([]int64, n)
+	types, urls, createdAt, positions, searches := make([]string, n), make([]string, n), make([]time.Time, n), make([]int64, n), make([]string, n)
 	for i, m := range made {
 		companies[i], environments[i], userIDs[i], externalIDs[i] = m.CompanyID, string(m.recorded.Metadata.Environment), m.UserID, m.ExternalID
 		names[i], timezones[i], tags[i] = m.Name, m.Timezone, arrayLiteral(m.Tags)
 		types[i], urls[i], createdAt[i], positions[i] = m.Channel.Type, m.Channel.URL, m.recorded.Metadata.Time, int64(m.recorded.Position.Commit)
+		searches[i] = readmodel.Fold(m.Name)
 	}
 	const statement = `
-		INSERT INTO location (company_id, environment, user_id, external_id, name, timezone, tags, channel_type, channel_url, created_at, position)
-		SELECT company_id, environment, user_id, external_id, name, timezone, tags::text[], channel_type, channel_url, created_at, position
-		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[], $11::bigint[])
-			AS l (company_id, environment, user_id, external_id, name, timezone, tags, channel_type, channel_url, created_at, position)`
-	batch.Queue(statement, companies, environments, userIDs, externalIDs, names, timezones, tags, types, urls, createdAt, positions)
+		INSERT INTO location (company_id, environment, user_id, external_id, name, timezone, tags, channel_type, channel_url, created_at, position, search)
+		SELECT company_id, environment, user_id, external_id, name, timezone, tags::text[], channel_type, channel_url, created_at, position, search
+		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[], $11::bigint[], $12::text[])
+			AS l (company_id, environment, user_id, external_id, name, timezone, tags, channel_type, channel_url, created_at, position, search)`
+	batch.Queue(statement, companies, environments, userIDs, externalIDs, names, timezones, tags, types, urls, createdAt, positions, searches)
 }
 
 func apply(batch *pgx.Batch, e event.Recorded) error {
@@ -89,13 +90,13 @@ func apply(batch *pgx.Batch, e event.Recorded) error {
 			return err
 		}
 		const update = `
-			UPDATE location SET name = $4, timezone = $5, tags = $6, channel_type = $7, channel_url = $8
+			UPDATE location SET name = $4, timezone = $5, tags = $6, channel_type = $7, channel_url = $8, search = $9
 			WHERE company_id = $1 AND environment = $2 AND user_id = $3`
 		tags := p.Tags
 		if tags == nil {
 			tags = []string{}
 		}
-		batch.Queue(update, p.CompanyID, env, p.UserID, p.Name, p.Timezone, tags, p.Channel.Type, p.Channel.URL)
+		batch.Queue(update, p.CompanyID, env, p.UserID, p.Name, p.Timezone, tags, p.Channel.Type, p.Channel.URL, readmodel.Fold(p.Name))
 	case location.Removed{}.EventType():
 		p, err := readmodel.Decode[location.Removed](e)
 		if err != nil {

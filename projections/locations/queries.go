@@ -86,7 +86,8 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 		query.And(`o.online = $?`, f.Online)
 	}
 	if f.Query != "" {
-		query.And(`(l.name ILIKE $? OR l.external_id ILIKE $?)`, readmodel.Containing(f.Query))
+		// An external ID has ASCII letters alone, which each locale but C's has rules of its own for.
+		query.And(`(l.search LIKE $? OR lower(l.external_id COLLATE "C") LIKE $?)`, readmodel.Containing(readmodel.Fold(f.Query)))
 	}
 	query.End(`ORDER BY l.position DESC LIMIT $?`, limit+1)
 	rows, _ := pool.Query(ctx, query.Statement(), query.Args()...) // an error shows in rows
