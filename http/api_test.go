@@ -44,6 +44,7 @@ func TestAPI(t *testing.T) {
 		"published files are packed":                       publishedFilesArePacked,
 		"streams are not packed":                           streamsAreNotPacked,
 		"names that nothing has are not found":             namesThatNothingHas,
+		"large headers are refused":                        largeHeadersAreRefused,
 		"a location may be called import":                  locationCalledImport,
 		"both path families reach the same":                pathFamilies,
 		"audio goes up, comes back and goes":               audioLives,

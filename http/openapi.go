@@ -426,7 +426,7 @@ func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
 			at(answers[code].status, code)
 		}
 	}
-	usual(fault.Internal, fault.ServiceUnavailable, fault.InvalidFormat) // the last of If-Match
+	usual(fault.Internal, fault.ServiceUnavailable, fault.InvalidFormat, fault.OutOfRange) // the last two of If-Match, and of headers that are too large
 	switch r.access {
 	case byToken:
 		usual(fault.InvalidToken, fault.ExpiredToken, fault.RateLimitExceeded)
@@ -440,14 +440,10 @@ func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
 	if pathVariable.MatchString(r.paths[0]) {
 		usual(fault.NotFound)
 	}
-	if op.hasQuery() || r.method == http.MethodPost { // of a query, or of the Idempotency-Key
-		usual(fault.OutOfRange)
-	}
 	if r.method != http.MethodGet {
 		usual(fault.Conflict)
 	}
 	if body := cmp.Or(op.Body, op.Form); body != nil {
-		usual(fault.OutOfRange)
 		if !body.Optional {
 			usual(fault.MissingField)
 		}
@@ -459,13 +455,6 @@ func (op *describedOperation) refusals(r *route) map[int][]fault.Code {
 }
 
 func (op *describedOperation) isPaged() bool { return slices.Contains(op.Parameters, any("Cursor")) }
-
-func (op *describedOperation) hasQuery() bool {
-	return slices.ContainsFunc(op.Parameters, func(p any) bool {
-		described, ok := p.(node)
-		return p == any("Limit") || p == any("Cursor") || ok && described["in"] == "query"
-	})
-}
 
 // errorsNamed is what an answer with these codes is called in the document.
 func (a *assembly) errorsNamed(status int, codes []fault.Code) string {

@@ -25,6 +25,9 @@ const (
 	// maxBodyBytes bounds a JSON body, and maxBulkBodyBytes one that lists up to 10,000 locations or 100,000 external IDs of 128 characters.
 	maxBodyBytes     = 1 << 20
 	maxBulkBodyBytes = 16 << 20
+	// MaxHeaderBytes bounds a request's first line and headers. An http.Server that serves this has to read more than that, so that what is larger is refused
+	// as everything else is.
+	MaxHeaderBytes = 64 << 10
 	// maxName bounds what something is asked for by, in bytes. The keys of blobs are the longest.
 	maxName = 256
 )
@@ -134,6 +137,14 @@ func (s *Server) routes() []*route {
 func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*call, error) error) *mux.Router {
 	router := mux.NewRouter().SkipClean(true) // a path is taken as it came: no redirects to another one
 	methods := []string{http.MethodOptions}
+	answer := func(w http.ResponseWriter, req *http.Request, found *route, handle func(*call) error) {
+		s.serve(w, req, found, func(c *call) error {
+			if headerBytes(c.r) > MaxHeaderBytes {
+				return lost(c, errLargeHeaders)
+			}
+			return handle(c)
+		})
+	}
 	named := func(handle func(*call) error) func(*call) error {
 		return func(c *call) error {
 			for _, name := range mux.Vars(c.r) {
@@ -157,7 +168,7 @@ func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*
 			return serve(c)
 		})
 		for _, path := range r.paths {
-			router.Path(path).Methods(answered...).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { s.serve(w, req, r, handle) })
+			router.Path(path).Methods(answered...).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { answer(w, req, r, handle) })
 		}
 	}
 	slices.Sort(methods)
@@ -167,18 +178,18 @@ func (s *Server) newRouter(routes []*route, serve func(*call) error, lost func(*
 		options.handle = func(c *call) error { return c.options(allowedAt(router, c.r, methods), r.anyOrigin) }
 		handle := named(serve)
 		for _, path := range r.paths {
-			router.Path(path).Methods(http.MethodOptions).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { s.serve(w, req, options, handle) })
+			router.Path(path).Methods(http.MethodOptions).HandlerFunc(func(w http.ResponseWriter, req *http.Request) { answer(w, req, options, handle) })
 		}
 	}
 	router.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.serve(w, r, nil, func(c *call) error {
+		answer(w, r, nil, func(c *call) error {
 			allowed := allowedAt(router, r, methods)
 			c.w.Header().Set("Allow", allowed)
 			return lost(c, fault.New(fault.MethodNotAllowed, "%s is not possible here; use %s.", recordable(r.Method, maxMethod), allowed))
 		})
 	})
 	router.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.serve(w, r, nil, func(c *call) error { return lost(c, errNoPath) })
+		answer(w, r, nil, func(c *call) error { return lost(c, errNoPath) })
 	})
 	return router
 }
@@ -201,7 +212,10 @@ func (c *call) options(allowed string, anyOrigin bool) error {
 // preflightSeconds is how long a browser need not ask again: a day.
 const preflightSeconds = "86400"
 
-var errNoPath = fault.New(fault.NotFound, "There is no such path; see the API reference at /docs.")
+var (
+	errNoPath       = fault.New(fault.NotFound, "There is no such path; see the API reference at /docs.")
+	errLargeHeaders = fault.New(fault.OutOfRange, "The request's first line and headers are larger than %d bytes; send less in them.", MaxHeaderBytes)
+)
 
 // allowedAt lists those of the methods that the request's path can be asked with, as Allow does.
 func allowedAt(router *mux.Router, r *http.Request, methods []string) string {
@@ -247,6 +261,17 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, found *route, han
 	if err := handle(c); err != nil {
 		c.fail(err)
 	}
+}
+
+// headerBytes is how many bytes a request's first line and headers have on the wire, where nothing stands in them that means nothing.
+func headerBytes(r *http.Request) int {
+	n := len(r.Method+" "+r.RequestURI+" "+r.Proto+"\r\n") + len("Host: "+r.Host+"\r\n")
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += len(name) + len(": ") + len(v) + len("\r\n")
+		}
+	}
+	return n
 }
 
 // limitConnection lets nobody hold a connection by sending or reading slowly. The limits of the request before on the same connection end here; no

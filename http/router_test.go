@@ -167,6 +167,20 @@ func merged(all ...map[string]string) map[string]string {
 	return one
 }
 
+// Headers that are too large are refused as everything is, wherever they go to.
+func largeHeadersAreRefused(t *testing.T, w *world) {
+	p := w.partner(t)
+	fill := func(bytes int) header { return header{"X-Fill", strings.Repeat("x", bytes)} }
+	require.Equal(t, http.StatusOK, p.call(http.MethodGet, "/audio", nil, fill(httpapi.MaxHeaderBytes-1024)).StatusCode)
+	for _, path := range []string{"/audio", "/auth", "/nowhere", "/api/player/v1/stream"} {
+		for _, r := range []reply{p.call(http.MethodGet, path, nil, fill(httpapi.MaxHeaderBytes)), p.call(http.MethodGet, path+"?q="+strings.Repeat("x", httpapi.MaxHeaderBytes), nil)} {
+			require.Contains(t, refused(t, r, http.StatusBadRequest, "out_of_range").Error.DocURL, "/docs/errors#out_of_range", path)
+		}
+	}
+	refused(t, call(t, http.MethodGet, w.ops+"/ops/companies", "", nil, fill(httpapi.MaxHeaderBytes)), http.StatusBadRequest, "out_of_range")
+	refused(t, call(t, http.MethodGet, w.ops+"/ops/nothing", "", nil, fill(httpapi.MaxHeaderBytes)), http.StatusBadRequest, "out_of_range")
+}
+
 func namesThatNothingHas(t *testing.T, w *world) {
 	p := w.partner(t)
 	p.location("till")

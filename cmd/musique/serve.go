@@ -38,7 +38,8 @@ const (
 	// A client that is slow to say what it wants, or says nothing more, is let go.
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
-	maxHeaderBytes    = 64 << 10
+	// maxReadHeaderBytes is what is read of headers at all. Those between that and httpapi.MaxHeaderBytes are refused as the API refuses; beyond it net/http hangs up.
+	maxReadHeaderBytes = 16 * httpapi.MaxHeaderBytes
 	// maxSilence is how long the other end of a connection may leave what it was sent unconfirmed: two of a player stream's heartbeats.
 	maxSilence = 30 * time.Second
 )
@@ -397,7 +398,7 @@ func listen(ctx context.Context, address string, handler http.Handler, running *
 	if err != nil {
 		return nil, "", err
 	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxReadHeaderBytes}
 	running.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err

@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	httpapi "github.com/musique/musique/http"
 )
 
 // From nothing to a proof that audio was played, then a stop and a second start that finds all of it again.
@@ -265,6 +268,25 @@ func TestStopAmidARequest(t *testing.T) {
 	defer resp.Body.Close()
 	require.Equal(t, http.StatusCreated, resp.StatusCode)
 	require.Equal(t, 0, s.exit())
+}
+
+// Headers that are too large for the API reach it all the same, and are refused as it refuses.
+func TestLargeHeadersReachTheAPI(t *testing.T) {
+	t.Parallel()
+	sizes := make(chan int, 1)
+	running, ctx := errgroup.WithContext(t.Context())
+	server, address, err := listen(ctx, "127.0.0.1:0", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { sizes <- len(r.Header.Get("X-Fill")) }), running)
+	require.NoError(t, err)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address, nil)
+	require.NoError(t, err)
+	request.Header.Set("X-Fill", strings.Repeat("x", 8*httpapi.MaxHeaderBytes))
+	response, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.Equal(t, 8*httpapi.MaxHeaderBytes, <-sizes)
+	require.NoError(t, server.Close())
+	require.NoError(t, running.Wait())
 }
 
 // beginUpload begins an upload and gives the connection when the server has the request in hand and asks for its body (RFC 9110 §10.1.1).
