@@ -31,8 +31,11 @@ import (
 )
 
 const (
-	// maxLanes is how many endpoints a process asks at the same time, each of them one thing at a time.
-	maxLanes = 64
+	// maxLanes is how many endpoints a process asks at the same time, each of them one thing at a time; a company that has fullLanes of them gets no more, so
+	// that one whose endpoints take all the time that they have leaves others their turn. Claims are of a few, since one can go that far above it.
+	maxLanes  = 128
+	fullLanes = 32
+	maxClaim  = 8
 	// maxTold bounds what an endpoint is told before others have their turn.
 	maxTold = 50
 	// maxBegun bounds what is read at once of what was begun at an endpoint.
@@ -108,26 +111,40 @@ func (w *Endpoints) tell(ctx context.Context) error {
 	defer stop()
 	var lanes sync.WaitGroup
 	defer lanes.Wait()
-	served := make(chan struct{}, maxLanes)
+	served := make(chan *lane, maxLanes)
+	of := map[string]int{} // how many of the lanes are a company's
 	for running := 0; ; {
 		pause := endpointPoll
-		if running < maxLanes {
-			claimed, err := w.claim(ctx, maxLanes-running)
+		for running+maxClaim <= maxLanes {
+			full := []string{}
+			for company, n := range of {
+				if n >= fullLanes {
+					full = append(full, company)
+				}
+			}
+			claimed, err := w.claim(ctx, full)
 			if err != nil && ctx.Err() == nil {
 				w.Log.Warn("it cannot be looked which endpoints are due", "error", err)
 				pause = retryPause
 			}
 			for _, l := range claimed {
 				running++
+				of[l.CompanyID]++
 				lanes.Go(func() {
 					w.serve(ctx, l)
-					served <- struct{}{}
+					served <- l
 				})
+			}
+			if len(claimed) < maxClaim {
+				break
 			}
 		}
 		select {
-		case <-served:
+		case l := <-served:
 			running--
+			if of[l.CompanyID]--; of[l.CompanyID] == 0 {
+				delete(of, l.CompanyID)
+			}
 		case <-wake:
 		case <-time.After(pause):
 		case <-ctx.Done():

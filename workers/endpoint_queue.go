@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -59,23 +61,34 @@ func (w *Endpoints) follow(_ context.Context, batch *pgx.Batch, events []event.R
 		with = append(with, inbox.Entry{Location: at})
 		urls, secrets, names = append(urls, channel.URL), append(secrets, channel.Secret), append(names, externalIDs[at])
 	}
+	inbox.Lock(batch, slices.Concat(with, without))
 	if len(with) > 0 {
 		const upsert = `
 INSERT INTO workers.endpoint AS e (company_id, environment, user_id, external_id, url, secret, active, due_at)
 SELECT l.*, true, $7 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[]) AS l
 ON CONFLICT (company_id, environment, user_id) DO UPDATE SET
     external_id = excluded.external_id, url = excluded.url, secret = excluded.secret, active = true, due_at = excluded.due_at, wakes = e.wakes + 1`
-		inbox.Lock(batch, with)
 		companies, environments, users := keysOf(with)
 		batch.Queue(upsert, companies, environments, users, names, urls, secrets, w.Now())
 	}
 	if len(without) > 0 {
-		const update = `
-UPDATE workers.endpoint e SET active = false, due_at = $4, wakes = e.wakes + 1
-FROM unnest($1::text[], $2::text[], $3::bigint[]) AS l (company_id, environment, user_id)
-WHERE e.active AND e.company_id = l.company_id AND e.environment = l.environment AND e.user_id = l.user_id`
+		// What still waits there is for a player now. Its players may have been told of what was called off behind it, so it comes anew, in its order.
+		const leave = `
+WITH leaving AS (
+    UPDATE workers.endpoint e SET active = false, due_at = $4, wakes = e.wakes + 1
+    FROM unnest($1::text[], $2::text[], $3::bigint[]) AS l (company_id, environment, user_id)
+    WHERE e.active AND e.company_id = l.company_id AND e.environment = l.environment AND e.user_id = l.user_id
+    RETURNING e.company_id, e.environment, e.user_id
+), waits AS (
+    DELETE FROM workers.inbox i USING leaving l
+    WHERE i.kind = 'deliver' AND i.company_id = l.company_id AND i.environment = l.environment AND i.user_id = l.user_id
+    RETURNING i.*
+)
+INSERT INTO workers.inbox (company_id, environment, user_id, external_id, kind, delivery_id, play_at, expires_at, overdue, payload)
+SELECT company_id, environment, user_id, external_id, kind, delivery_id, play_at, expires_at, overdue, payload FROM waits ORDER BY seq`
 		companies, environments, users := keysOf(without)
-		batch.Queue(update, companies, environments, users, w.Now())
+		batch.Queue(leave, companies, environments, users, w.Now())
+		inbox.Wake(batch, without)
 	}
 	return nil
 }
@@ -118,6 +131,8 @@ WITH gone AS (
 UPDATE workers.endpoint e SET due_at = $3, wakes = e.wakes + 1
 FROM (SELECT * FROM gone UNION SELECT * FROM called_off) AS l
 WHERE (l.state = 'trying' OR NOT e.active) AND e.company_id = l.company_id AND e.environment = l.environment AND e.user_id = l.user_id`
+	// An attempt that ends at this moment is over first, so that both parts of the statement see what it came to, and none leaves it to the other.
+	const settled = `SELECT FROM workers.endpoint_attempt WHERE delivery_id = ANY($1) ORDER BY delivery_id FOR UPDATE`
 	ids := func(entries []inbox.Entry) []string {
 		all := make([]string, len(entries))
 		for i, e := range entries {
@@ -125,6 +140,7 @@ WHERE (l.state = 'trying' OR NOT e.active) AND e.company_id = l.company_id AND e
 		}
 		return all
 	}
+	batch.Queue(settled, ids(ended))
 	batch.Queue(closing, ids(ended), ids(cancelled), now)
 }
 
@@ -140,18 +156,18 @@ type lane struct {
 	wakes      int64
 }
 
-// claim takes endpoints that are due, up to a number of them.
-func (w *Endpoints) claim(ctx context.Context, most int) ([]*lane, error) {
-	const claim = `
+// claim takes up to maxClaim endpoints that are due, none of them of some companies. The limit is a constant, by which the statement is planned for a few.
+func (w *Endpoints) claim(ctx context.Context, but []string) ([]*lane, error) {
+	claim := `
 UPDATE workers.endpoint e SET holder = $1, leased_until = clock_timestamp() + $2
 FROM (
-    SELECT company_id, environment, user_id FROM workers.endpoint WHERE due_at <= $3 AND leased_until <= clock_timestamp()
-    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED
+    SELECT company_id, environment, user_id FROM workers.endpoint WHERE due_at <= $3 AND leased_until <= clock_timestamp() AND company_id <> ALL($4)
+    ORDER BY due_at LIMIT ` + strconv.Itoa(maxClaim) + ` FOR UPDATE SKIP LOCKED
 ) AS due
 WHERE e.company_id = due.company_id AND e.environment = due.environment AND e.user_id = due.user_id
 RETURNING e.company_id, e.environment, e.user_id`
 	holder := uuid.New()
-	rows, err := w.Pool.Query(ctx, claim, holder, leaseTime, w.Now(), most)
+	rows, err := w.Pool.Query(ctx, claim, holder, leaseTime, w.Now(), but)
 	if err != nil {
 		return nil, err
 	}
@@ -174,13 +190,13 @@ type telling struct {
 }
 
 // look renews the lease and finds what there is: what an endpoint's answer came to and is not recorded, what was called off, and the first delivery of each
-// priority, the highest first. Held is false where another process has the endpoint now, or it is gone.
+// priority, the highest first. What a player of the location has, or the endpoint reports on, is left to them. Held is false where another process has the endpoint now, or it is gone.
 func (w *Endpoints) look(ctx context.Context, l *lane) (found []telling, held bool, err error) {
 	const (
 		renew = `
 UPDATE workers.endpoint SET leased_until = clock_timestamp() + $5
 WHERE company_id = $1 AND environment = $2 AND user_id = $3 AND holder = $4
-RETURNING external_id, url, secret, active, wakes`
+RETURNING external_id, url, secret, active AND NOT EXISTS (SELECT FROM tokens.company c WHERE c.company_id = $1 AND c.suspended), wakes`
 		begun = `
 SELECT delivery_id, kind, state, reason, attempts, next_at, expires_at, NULL::jsonb FROM workers.endpoint_attempt
 WHERE company_id = $1 AND environment = $2 AND user_id = $3 AND (kind = 'cancel' OR state <> 'trying' AND NOT recorded)
@@ -194,6 +210,8 @@ CROSS JOIN LATERAL (
       AND NOT i.overdue AND i.expires_at > $4 AND coalesce(a.kind = 'deliver' AND a.state = 'trying', true)
       AND NOT EXISTS (SELECT FROM workers.inbox_closed c WHERE c.delivery_id = i.delivery_id)
       AND NOT EXISTS (SELECT FROM sends.send s WHERE s.send_id = i.payload->>'sendId' AND s.cancelled_at IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM sends.delivery d
+                      WHERE d.send_id = i.payload->>'sendId' AND d.user_id = i.user_id AND d.status IN ('delivered', 'playing'))
     ORDER BY i.seq LIMIT 1
 ) AS h ORDER BY p.rank`
 	)

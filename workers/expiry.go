@@ -2,6 +2,7 @@ package workers
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -42,12 +43,13 @@ type overdue struct {
 }
 
 func (w *Expiry) expire(ctx context.Context) (time.Duration, error) {
-	// What an endpoint's answer has ended already is left to those who record that.
-	const query = `
+	// What an endpoint's answer has ended already is left to those who record that. The limit is a constant, by which the statement is planned for a few.
+	query := `
 SELECT i.company_id, i.environment, i.user_id, i.external_id, i.delivery_id, i.payload->>'audioId', i.overdue, coalesce(a.reason, '')
 FROM workers.inbox i LEFT JOIN workers.endpoint_attempt a ON a.delivery_id = i.delivery_id AND a.kind = 'deliver'
-WHERE i.expires_at <= $1 AND i.kind = 'deliver' AND coalesce(a.state NOT IN ('played', 'failed'), true) ORDER BY i.expires_at LIMIT $2`
-	rows, err := w.Pool.Query(ctx, query, w.Now(), expiryBatch)
+WHERE i.expires_at <= $1 AND i.kind = 'deliver' AND coalesce(a.state NOT IN ('played', 'failed') OR a.recorded, true)
+ORDER BY i.expires_at LIMIT ` + strconv.Itoa(expiryBatch)
+	rows, err := w.Pool.Query(ctx, query, w.Now())
 	if err != nil {
 		return 0, err
 	}

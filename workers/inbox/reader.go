@@ -42,7 +42,7 @@ type reading struct {
 }
 
 // After gives up to limit items of a location that come after seq, the oldest first. Deliveries that have ended, or expired, or whose send is cancelled, are not
-// among them; from seq 0 on it is all that is open.
+// among them, nor those that the location's endpoint has; and none is while it has an endpoint. From seq 0 on it is all that is open.
 func (h *Hub) After(ctx context.Context, l Location, seq int64, limit int) ([]Item, error) {
 	return h.reads.read(ctx, l, seq, limit)
 }
@@ -101,7 +101,10 @@ CROSS JOIN LATERAL (
       AND (i.kind = 'cancel' AND q.after > 0
            OR i.kind = 'deliver' AND NOT i.overdue AND i.expires_at > now()
               AND NOT EXISTS (SELECT FROM workers.inbox_closed c WHERE c.delivery_id = i.delivery_id)
-              AND NOT EXISTS (SELECT FROM sends.send s WHERE s.send_id = i.payload->>'sendId' AND s.cancelled_at IS NOT NULL))
+              AND NOT EXISTS (SELECT FROM sends.send s WHERE s.send_id = i.payload->>'sendId' AND s.cancelled_at IS NOT NULL)
+              AND NOT EXISTS (SELECT FROM workers.endpoint_attempt a WHERE a.delivery_id = i.delivery_id AND a.state <> 'trying')
+              AND NOT EXISTS (SELECT FROM workers.endpoint e
+                              WHERE e.company_id = q.company_id AND e.environment = q.environment AND e.user_id = q.user_id AND e.active))
     ORDER BY i.seq LIMIT q.most
 ) i
 ORDER BY q.n, i.seq`
