@@ -192,7 +192,7 @@ func (w *Endpoints) next(ctx context.Context, l *lane) (more bool, err error) {
 	for _, t := range found {
 		switch {
 		case t.kind == inbox.Deliver && t.state != stateTrying:
-			return true, w.record(ctx, l, t.deliveryID, t.state, t.reason)
+			return true, w.record(ctx, l, &t)
 		case t.kind == inbox.Deliver && !l.active: // the location has a player now, or is gone
 			continue
 		case !t.nextAt.After(now):
@@ -215,6 +215,7 @@ type answer struct {
 	after   time.Duration
 	nextAt  time.Time
 	mayHave bool
+	at      time.Time // by which the endpoint had answered
 }
 
 // attempt tells the endpoint something, and records what it came to.
@@ -229,8 +230,9 @@ func (w *Endpoints) attempt(ctx context.Context, l *lane, t *telling) error {
 	}
 	began := w.Now()
 	a := w.ask(ctx, l, t)
-	took := w.Now().Sub(began)
-	a.nextAt = w.Now().Add(max(a.after, backoff(number, rand.Float64()))) //nolint:gosec // jitter is no secret
+	a.at = w.Now()
+	took := a.at.Sub(began)
+	a.nextAt = a.at.Add(max(a.after, backoff(number, rand.Float64()))) //nolint:gosec // jitter is no secret
 	w.attempts.WithLabelValues(t.kind, a.outcome).Inc()
 	w.took.Observe(took.Seconds())
 	w.Log.Info("an endpoint was asked", "company", l.CompanyID, "location", l.externalID, "host", hostOf(l.url), "kind", t.kind, "delivery", t.deliveryID,
@@ -239,28 +241,29 @@ func (w *Endpoints) attempt(ctx context.Context, l *lane, t *telling) error {
 	if err != nil || !waited || t.kind == inbox.Cancel || a.state == stateTrying {
 		return err
 	}
-	return w.record(ctx, l, t.deliveryID, a.state, a.reason)
+	t.state, t.reason, t.answeredAt = a.state, a.reason, &a.at
+	return w.record(ctx, l, t)
 }
 
 // record takes what an endpoint answered for the report of a player.
-func (w *Endpoints) record(ctx context.Context, l *lane, deliveryID, state, reason string) error {
+func (w *Endpoints) record(ctx context.Context, l *lane, t *telling) error {
 	reports := map[string][]delivery.Status{
 		stateAccepted: {delivery.StatusDelivered}, statePlayed: {delivery.StatusDelivered, delivery.StatusPlayed}, stateFailed: {delivery.StatusFailed},
 	}
-	for _, status := range reports[state] {
+	for _, status := range reports[t.state] {
 		_, err := w.Commands.ReportPlayback.Handle(ctx, commands.ReportPlayback{
 			Caller: commands.Caller{CompanyID: l.CompanyID, Environment: l.Environment, Actor: "worker:endpoints"},
-			UserID: l.UserID, DeliveryID: deliveryID, Status: string(status), Reason: reason,
+			UserID: l.UserID, DeliveryID: t.deliveryID, Status: string(status), At: t.answeredAt, Reason: t.reason,
 		})
 		if fault.CodeOf(err) == fault.NotFound { // there is nobody to record it for
-			w.Log.Error("what an endpoint answered is about no delivery", "delivery", deliveryID, "error", err)
+			w.Log.Error("what an endpoint answered is about no delivery", "delivery", t.deliveryID, "error", err)
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("record that %s was %s: %w", deliveryID, status, err)
+			return fmt.Errorf("record that %s was %s: %w", t.deliveryID, status, err)
 		}
 	}
-	return w.recorded(ctx, deliveryID)
+	return w.recorded(ctx, t.deliveryID)
 }
 
 // DeliverMessage is what an endpoint is told to play: what a player's stream has, and where to report.
@@ -358,6 +361,9 @@ func (w *Endpoints) ask(ctx context.Context, l *lane, t *telling) answer {
 	defer response.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, endpoint.MaxAnswerBytes)) // so that the connection can be used again; what it says is of no interest
 	a := judge(response.StatusCode)
+	if t.kind == inbox.Cancel && response.StatusCode >= 200 && response.StatusCode < 300 {
+		a.state, a.outcome = statePlayed, "taken" // there is nothing more to it
+	}
 	a.after = retryAfter(response.Header, w.Now())
 	return a
 }

@@ -186,7 +186,8 @@ type telling struct {
 	attempts   int
 	nextAt     time.Time
 	expiresAt  time.Time
-	payload    []byte // of a delivery that is still to be told
+	payload    []byte     // of a delivery that is still to be told
+	answeredAt *time.Time // of what is to be recorded
 }
 
 // look renews the lease and finds what there is: what an endpoint's answer came to and is not recorded, what was called off, and the first delivery of each
@@ -198,13 +199,13 @@ UPDATE workers.endpoint SET leased_until = clock_timestamp() + $5
 WHERE company_id = $1 AND environment = $2 AND user_id = $3 AND holder = $4
 RETURNING external_id, url, secret, active AND NOT EXISTS (SELECT FROM tokens.company c WHERE c.company_id = $1 AND c.suspended), wakes`
 		begun = `
-SELECT delivery_id, kind, state, reason, attempts, next_at, expires_at, NULL::jsonb FROM workers.endpoint_attempt
+SELECT delivery_id, kind, state, reason, attempts, next_at, expires_at, NULL::jsonb, answered_at FROM workers.endpoint_attempt
 WHERE company_id = $1 AND environment = $2 AND user_id = $3 AND (kind = 'cancel' OR state <> 'trying' AND NOT recorded)
 ORDER BY kind = 'cancel', next_at LIMIT $4`
 		heads = `
 SELECT h.* FROM unnest(ARRAY['urgent', 'high', 'normal', 'low']) WITH ORDINALITY AS p (priority, rank)
 CROSS JOIN LATERAL (
-    SELECT i.delivery_id, i.kind, 'trying', coalesce(a.reason, ''), coalesce(a.attempts, 0), coalesce(a.next_at, $4), i.expires_at, i.payload
+    SELECT i.delivery_id, i.kind, 'trying', coalesce(a.reason, ''), coalesce(a.attempts, 0), coalesce(a.next_at, $4), i.expires_at, i.payload, NULL::timestamptz
     FROM workers.inbox i LEFT JOIN workers.endpoint_attempt a ON a.delivery_id = i.delivery_id
     WHERE i.company_id = $1 AND i.environment = $2 AND i.user_id = $3 AND i.kind = 'deliver' AND i.payload->>'priority' = p.priority
       AND NOT i.overdue AND i.expires_at > $4 AND coalesce(a.kind = 'deliver' AND a.state = 'trying', true)
@@ -227,7 +228,7 @@ CROSS JOIN LATERAL (
 	})
 	collect := func(rows pgx.Rows) error {
 		more, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t telling, err error) {
-			err = row.Scan(&t.deliveryID, &t.kind, &t.state, &t.reason, &t.attempts, &t.nextAt, &t.expiresAt, &t.payload)
+			err = row.Scan(&t.deliveryID, &t.kind, &t.state, &t.reason, &t.attempts, &t.nextAt, &t.expiresAt, &t.payload, &t.answeredAt)
 			return t, err
 		})
 		found = append(found, more...)
@@ -270,7 +271,7 @@ RETURNING attempts`
 func (w *Endpoints) finish(ctx context.Context, t *telling, attempt int, a answer) (bool, error) {
 	const (
 		deliver = `
-UPDATE workers.endpoint_attempt SET state = $3, reason = $4, next_at = $5, may_have = may_have OR $6, asked = false
+UPDATE workers.endpoint_attempt SET state = $3, reason = $4, next_at = $5, may_have = may_have OR $6, asked = false, answered_at = $7
 WHERE delivery_id = $1 AND kind = 'deliver' AND attempts = $2 AND state = 'trying'`
 		cancelAgain = `UPDATE workers.endpoint_attempt SET next_at = $3 WHERE delivery_id = $1 AND kind = 'cancel' AND attempts = $2`
 		cancelled   = `DELETE FROM workers.endpoint_attempt WHERE delivery_id = $1 AND kind = 'cancel'`
@@ -278,7 +279,7 @@ WHERE delivery_id = $1 AND kind = 'deliver' AND attempts = $2 AND state = 'tryin
 	query, args := cancelled, []any{t.deliveryID}
 	switch {
 	case t.kind == inbox.Deliver:
-		query, args = deliver, []any{t.deliveryID, attempt, a.state, a.reason, a.nextAt, a.mayHave}
+		query, args = deliver, []any{t.deliveryID, attempt, a.state, a.reason, a.nextAt, a.mayHave, a.at}
 	case a.state == stateTrying && a.nextAt.Before(t.expiresAt):
 		query, args = cancelAgain, []any{t.deliveryID, attempt, a.nextAt}
 	}

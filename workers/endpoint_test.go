@@ -351,7 +351,7 @@ func TestWhatAnEndpointTookIsCalledOffThere(t *testing.T) {
 			answer.WriteHeader(http.StatusInternalServerError)
 			return
 		}
-		answer.WriteHeader(http.StatusAccepted)
+		answer.WriteHeader(map[string]int{"deliver": http.StatusAccepted, "cancel": http.StatusPartialContent}[told.Type])
 	})
 	r.at(p, "hall")
 	refusing := newRadio(t, status(http.StatusInternalServerError))
@@ -590,11 +590,18 @@ func TestAnAnswerThatIsNotRecordedYet(t *testing.T) {
 	stop()
 	_, err := w.Pool.Exec(t.Context(), "UPDATE workers.endpoint_attempt SET state = 'played' WHERE delivery_id = $1", s.DeliveryID)
 	require.NoError(t, err)
-	asked := len(r.all())
+	asked, answered := len(r.all()), w.now()
+	_, err = w.Pool.Exec(t.Context(), "UPDATE workers.endpoint_attempt SET answered_at = $2 WHERE delivery_id = $1", s.DeliveryID, answered)
+	require.NoError(t, err)
 	w.set(s.ExpiresAt.Add(time.Second)) // it was played in time, whenever that is recorded
 	w.start(t, endpoints)
 	w.becomes(t, p, s, "played")
 	require.Len(t, r.all(), asked)
+	for _, e := range w.History(t, delivery.Stream(s.SendID, s.UserID)) {
+		var told struct{ At time.Time }
+		require.NoError(t, json.Unmarshal(e.Data, &told))
+		require.WithinDuration(t, answered, told.At, time.Millisecond, e.Type)
+	}
 }
 
 func TestALocationGetsAnEndpointAndAPlayerAgain(t *testing.T) {
