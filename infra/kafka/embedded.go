@@ -107,6 +107,9 @@ func StartEmbedded(o EmbeddedOptions) (*Embedded, error) {
 		return nil, errors.Join(fmt.Errorf("embedded kafka in %q: %w", o.Dir, err), lock.Close())
 	}
 	e := &Embedded{addr: cluster.ListenAddrs()[0], lock: lock, cluster: cluster, stop: make(chan struct{})}
+	var dead ghosts
+	dead.watch(cluster)
+	go dead.run(e.addr, e.stop, o.Log)
 	go e.enforceRetention()
 	return e, nil
 }

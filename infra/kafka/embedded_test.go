@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/musique/musique/infra/kafka"
 	"github.com/musique/musique/infra/kafka/kafkatest"
@@ -321,6 +322,67 @@ func TestASubscriptionToATopicThatIsMadeLater(t *testing.T) {
 	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: "made-later", Partitions: 1}))
 	require.NoError(t, send(newPublisher(t, brokers), "made-later", "key", "there"))
 	require.Equal(t, "there", receive(t, messages))
+}
+
+// A consumer that dies while the broker has it wait for the others of its group leaves its share to them.
+func TestAConsumerThatDiesWhileItJoinsHoldsNothing(t *testing.T) {
+	t.Parallel()
+	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, broker.Close()) })
+	topic, group := "shared", "consumers"
+	require.NoError(t, kafka.EnsureTopics(t.Context(), broker.Brokers(), kafka.Topic{Name: topic, Partitions: 8}))
+	consumer := func() *kgo.Client {
+		client, err := kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...), kgo.ConsumerGroup(group), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+			kgo.SessionTimeout(time.Second), kgo.HeartbeatInterval(300*time.Millisecond), kgo.RebalanceTimeout(time.Second), kgo.DisableAutoCommit(), kgo.Balancers(kgo.RangeBalancer()))
+		require.NoError(t, err)
+		t.Cleanup(client.Close)
+		return client
+	}
+	about := admin(t, broker.Brokers())
+	members := func() int {
+		found, err := about.DescribeGroups(t.Context(), group)
+		require.NoError(t, err)
+		return len(found[group].Members)
+	}
+	first := consumer()
+	require.Eventually(t, func() bool { return members() == 1 }, patience, 10*time.Millisecond)
+
+	// It joins, is told its name, joins by it, and is gone before the others have.
+	dead, err := kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...))
+	require.NoError(t, err)
+	join := kmsg.NewPtrJoinGroupRequest()
+	join.Group, join.SessionTimeoutMillis, join.RebalanceTimeoutMillis, join.ProtocolType = group, 1000, 1000, "consumer"
+	protocol := kmsg.NewJoinGroupRequestProtocol()
+	protocol.Name = "range"
+	subscription := kmsg.NewConsumerMemberMetadata()
+	subscription.Topics = []string{topic}
+	protocol.Metadata = subscription.AppendTo(nil)
+	join.Protocols = append(join.Protocols, protocol)
+	named, err := join.RequestWith(t.Context(), dead)
+	require.NoError(t, err)
+	join.MemberID = named.MemberID
+	ctx, die := context.WithCancel(t.Context())
+	go func() {
+		_, _ = join.RequestWith(ctx, dead) // nobody is there for the answer
+	}()
+	require.Eventually(t, func() bool { return members() == 2 }, patience, time.Millisecond)
+	die()
+	dead.Close()
+
+	require.Eventually(t, func() bool { return members() == 1 }, patience, 10*time.Millisecond)
+	publisher := newPublisher(t, broker.Brokers())
+	const all = 64
+	for i := range all {
+		require.NoError(t, send(publisher, topic, fmt.Sprint(i), "x"))
+	}
+	deadline, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	for got := 0; got < all; {
+		fetches := first.PollFetches(deadline)
+		require.NoError(t, deadline.Err(), "%d of %d came", got, all)
+		got += fetches.NumRecords()
+	}
 }
 
 func TestEnsureTopicsLeavesThoseThatAreThere(t *testing.T) {
