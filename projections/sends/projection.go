@@ -140,7 +140,7 @@ const uncount = `
 			count(*) FILTER (WHERE d.status = 'played') AS played, count(*) FILTER (WHERE d.status = 'failed') AS failed,
 			count(*) FILTER (WHERE d.status = 'expired') AS expired, count(*) FILTER (WHERE d.status = 'cancelled') AS cancelled
 		FROM delivery d JOIN send s ON s.send_id = d.send_id
-		WHERE d.send_id = $1 AND d.status IN ('played', 'failed', 'expired', 'cancelled')
+		WHERE d.send_id = $1 AND d.rank = 4 -- rankEnded: a cancellation that is shown before its own event is not counted yet
 		GROUP BY d.user_id, s.company_id, s.environment
 	) n WHERE l.user_id = n.user_id AND l.company_id = n.company_id AND l.environment = n.environment`
 
