@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -20,9 +21,13 @@ const (
 type Topic struct {
 	Name       string
 	Partitions int32 // at least 1; cannot be changed later without losing the order of each key
+	// Retention is how long a message stays at least; 0 is the broker's own default.
+	Retention time.Duration
+	// Compacted has the newest message of each key stay for good, whatever the retention.
+	Compacted bool
 }
 
-// EnsureTopics makes the topics that are not there, with the broker's own defaults for all but the partitions. Those that are there stay as they
+// EnsureTopics makes the topics that are not there, with the broker's own defaults for all that a Topic does not say. Those that are there stay as they
 // are, whatever their partitions and settings: operators may have chosen others. It may be called by many processes at once.
 func EnsureTopics(ctx context.Context, brokers []string, topics ...Topic) error {
 	ctx, cancel := context.WithTimeout(ctx, ensureTopicsTimeout)
@@ -45,7 +50,14 @@ func ensureTopic(ctx context.Context, admin *kadm.Client, topic Topic) error {
 		return fmt.Errorf("a topic needs a name and partitions, not %d", topic.Partitions)
 	}
 	const brokerDefault = -1
-	made, err := admin.CreateTopic(ctx, topic.Partitions, brokerDefault, nil, topic.Name)
+	settings := map[string]*string{}
+	if topic.Retention != 0 {
+		settings["retention.ms"] = new(strconv.FormatInt(topic.Retention.Milliseconds(), 10))
+	}
+	if topic.Compacted {
+		settings["cleanup.policy"] = new("compact")
+	}
+	made, err := admin.CreateTopic(ctx, topic.Partitions, brokerDefault, settings, topic.Name)
 	if err == nil {
 		err = made.Err
 	}
