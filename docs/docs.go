@@ -1,4 +1,4 @@
-// Package docs holds what partners read, for the server to show.
+// Package docs holds what partners and analytics teams read, for the server to show.
 package docs
 
 import "embed"
@@ -10,3 +10,8 @@ var Partners embed.FS
 
 // Guides are their names in the order that they are read in.
 var Guides = []string{"quickstart", "authentication", "errors", "limits", "idempotency", "pagination", "sending", "sandbox", "going-live", "players", "endpoints"}
+
+// Events are the JSON Schemas of the public events, and the AsyncAPI document of their topics.
+//
+//go:embed events/schemas/*.json events/asyncapi.json
+var Events embed.FS
