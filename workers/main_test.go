@@ -96,6 +96,7 @@ const (
 	cleanup      = "cleanup"
 	simulator    = "simulator"
 	endpoints    = "endpoints"
+	publisher    = "publisher"
 )
 
 var everything = []string{dispatch, delivering, closer, cancellation, expiry, schedule, scheduler, deletedAudio, cleanup, simulator, endpoints}
@@ -111,7 +112,7 @@ func (w *world) start(t testing.TB, names ...string) (stop func()) {
 			dispatch: workers.NewDispatch(w.deps).Run, delivering: workers.NewDelivery(w.deps).Run, closer: workers.NewCloser(w.deps).Run,
 			cancellation: workers.NewCancellation(w.deps).Run, expiry: workers.NewExpiry(w.deps).Run, schedule: workers.NewScheduler(w.deps).Follow,
 			scheduler: workers.NewScheduler(w.deps).Run, deletedAudio: workers.NewCleanup(w.deps).Follow, cleanup: workers.NewCleanup(w.deps).Run,
-			simulator: workers.NewSimulator(w.deps).Run, endpoints: told.Run,
+			simulator: workers.NewSimulator(w.deps).Run, endpoints: told.Run, publisher: workers.NewPublisher(w.deps, published).Run,
 		}[name])
 	}
 	return commandstest.Run(t, work...)
