@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -203,6 +204,14 @@ func documentIsPublished(t *testing.T, w *world) {
 	var version struct{ OpenAPI string }
 	require.NoError(t, json.Unmarshal(doc.body, &version))
 	require.Equal(t, "3.1.0", version.OpenAPI)
+
+	events := get("/asyncapi.json")
+	require.Equal(t, http.StatusOK, events.StatusCode)
+	require.Equal(t, "application/json", events.Header.Get("Content-Type"))
+	require.Equal(t, "*", events.Header.Get("Access-Control-Allow-Origin"))
+	kept, err := os.ReadFile("../docs/events/asyncapi.json")
+	require.NoError(t, err)
+	require.JSONEq(t, string(kept), string(events.body))
 
 	for _, path := range []string{"/docs", "/docs/", "/docs/quickstart", "/docs/errors"} {
 		page := get(path)

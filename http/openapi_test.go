@@ -118,7 +118,7 @@ func TestWhatIsNotInTheDocumentIsKnown(t *testing.T) {
 			outside = append(outside, r.operation)
 		}
 	}
-	require.Equal(t, []string{"GetMedia", "ReportFromEndpoint", "GetDocument", "GetReference", "GetReferenceAsset", "GetGuide"}, outside)
+	require.Equal(t, []string{"GetMedia", "ReportFromEndpoint", "GetDocument", "GetEventsDocument", "GetReference", "GetReferenceAsset", "GetGuide"}, outside)
 }
 
 // The words give what the code gives.

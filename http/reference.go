@@ -42,9 +42,10 @@ const (
 // errorDocs is where a code is explained.
 func errorDocs(code fault.Code) string { return docsPath + "/errors#" + string(code) }
 
-// reference is what is published for those who write against the API: the OpenAPI document, a page that shows it, and the guides.
+// reference is what is published for those who write against the API: the OpenAPI document, a page that shows it, the guides, and the AsyncAPI document.
 type reference struct {
 	document published
+	events   published
 	page     published
 	guides   map[string]published
 	assets   map[string]published
@@ -98,7 +99,11 @@ func newReference(routes []*route) (*reference, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reference{document: publish("application/json", document, ""), guides: map[string]published{}, assets: map[string]published{}}
+	events, err := docs.Events.ReadFile("events/asyncapi.json")
+	if err != nil {
+		return nil, err
+	}
+	r := &reference{document: publish("application/json", document, ""), events: publish("application/json", events, ""), guides: map[string]published{}, assets: map[string]published{}}
 	const style, script = "text/css; charset=utf-8", "text/javascript; charset=utf-8"
 	for name, kind := range map[string]string{"docs.css": style, "reference.js": script} {
 		raw, err := pageFiles.ReadFile("pages/" + name)

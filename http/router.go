@@ -126,6 +126,7 @@ func (s *Server) routes() []*route {
 		{operation: "ReportPlayback", method: post, paths: at(player + "/deliveries/{deliveryId}"), access: byDevice, handle: s.reportPlayback},
 
 		{operation: "GetDocument", method: get, paths: at("/openapi.json"), access: byAnyone, outside: true, anyOrigin: true, handle: s.openapi},
+		{operation: "GetEventsDocument", method: get, paths: at("/asyncapi.json"), access: byAnyone, outside: true, anyOrigin: true, handle: s.asyncapi},
 		{operation: "GetReference", method: get, paths: at(docsPath, docsPath+"/"), access: byAnyone, outside: true, anyOrigin: true, handle: s.referencePage},
 		{operation: "GetReferenceAsset", method: get, paths: at(docsPath + "/assets/{asset}"), access: byAnyone, outside: true, handle: s.referenceAsset},
 		{operation: "GetGuide", method: get, paths: at(docsPath + "/{page}"), access: byAnyone, outside: true, handle: s.guidePage},

@@ -73,7 +73,7 @@ func methodsAreTold(t *testing.T, w *world) {
 
 // publicMethodsOf are those of the paths that need no token and stand outside the API.
 var publicMethodsOf = map[string]string{
-	"/media/a/b": "GET, HEAD, OPTIONS", "/openapi.json": "GET, HEAD, OPTIONS", "/docs": "GET, HEAD, OPTIONS", "/docs/": "GET, HEAD, OPTIONS", "/docs/errors": "GET, HEAD, OPTIONS",
+	"/media/a/b": "GET, HEAD, OPTIONS", "/openapi.json": "GET, HEAD, OPTIONS", "/asyncapi.json": "GET, HEAD, OPTIONS", "/docs": "GET, HEAD, OPTIONS", "/docs/": "GET, HEAD, OPTIONS", "/docs/errors": "GET, HEAD, OPTIONS",
 	"/docs/assets/docs.css": "GET, HEAD, OPTIONS", "/report/co_x/live/dlv_x": "OPTIONS, POST",
 }
 
@@ -109,7 +109,7 @@ func optionsAreTold(t *testing.T, w *world) {
 					cors[name] = r.Header.Get(name)
 				}
 			}
-			if path == "/openapi.json" || path == "/docs" || path == "/docs/" {
+			if path == "/openapi.json" || path == "/asyncapi.json" || path == "/docs" || path == "/docs/" {
 				require.Equal(t, map[string]string{"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "GET, HEAD", "Access-Control-Allow-Headers": "*", "Access-Control-Max-Age": "86400"}, cors)
 			} else {
 				require.Empty(t, cors, "a page of another site is not let in")
@@ -144,7 +144,7 @@ func optionsAreTold(t *testing.T, w *world) {
 	}
 
 	// A page of any site may read what is published, and be told what it lacks.
-	for _, path := range []string{"/openapi.json", "/docs", "/docs/"} {
+	for _, path := range []string{"/openapi.json", "/asyncapi.json", "/docs", "/docs/"} {
 		for _, headers := range [][]header{nil, {{"If-None-Match", "*"}}} {
 			require.Equal(t, "*", call(t, http.MethodGet, url+path, "", nil, headers...).Header.Get("Access-Control-Allow-Origin"), path)
 		}
