@@ -60,6 +60,9 @@ func (a *app) start(ctx context.Context, running *errgroup.Group) {
 	if has("projections") {
 		work(projections.NewRunner(projections.RunnerConfig{Store: a.parts.store, Pool: a.parts.pool, Registry: a.registry, Log: a.log}).Run)
 	}
+	if has("publisher") {
+		work(workers.NewPublisher(deps, workers.PublisherConfig{Partitions: a.config.topicPartitions, Retention: a.config.topicRetention}).Run)
+	}
 	if has("delivery") {
 		work(workers.NewDispatch(deps).Run)
 		work(workers.NewDelivery(deps).Run)

@@ -58,6 +58,8 @@ var serveSettings = []setting{
 	{"database", "MUSIQUE_DATABASE_URL", embedded, "'embedded' or the postgres:// URL of a PostgreSQL"},
 	{"blobs", "MUSIQUE_BLOB_URL", "", "file:///folder or s3://bucket?…; empty is a folder in the data folder"},
 	{"roles", "MUSIQUE_ROLES", "all", "'all' or some of " + strings.Join(roles, ",")},
+	{"topic-partitions", "MUSIQUE_TOPIC_PARTITIONS", "12", "partitions that the topics of public events are made with; to change those of a topic that is there is to lose the order of its keys"},
+	{"topic-retention", "MUSIQUE_TOPIC_RETENTION", "168h", "how long public events stay on their topics, as the topics are made: such as 168h"},
 	{"log-format", "MUSIQUE_LOG_FORMAT", "text", "text or json"},
 	{"log-level", "MUSIQUE_LOG_LEVEL", "info", "debug, info, warn or error"},
 	{"ops-token", "MUSIQUE_OPS_TOKEN", "", "bearer token for /ops; required where the ops address is not loopback; prefer the variable, since flags show in process lists"},
@@ -90,6 +92,8 @@ type serveConfig struct {
 	trustForwarded, demo         bool
 	allowPrivateEndpoints        bool
 	plans                        company.Plans
+	topicPartitions              int32
+	topicRetention               time.Duration
 }
 
 func newServe() *cobra.Command {
@@ -99,7 +103,7 @@ func newServe() *cobra.Command {
 		Long: `Run the server. Without settings it runs everything that it needs inside itself, durable in --data-dir, and makes a demo company on its
 first run. When it is ready it says where, in one line of JSON with --log-format json.
 
-The roles publisher and webhooks have no work in this version.
+The role publisher puts the public events on Kafka topics for analytics (docs/events). The role webhooks has no work in this version.
 
 The configuration file may also have a section 'plans': the figures of plans by name, each a whole number of 1 or more. What a plan does not say stays
 as it is; a plan with a name of its own begins as the standard one.
@@ -173,6 +177,12 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 	if c.roles, err = parseRoles(get("roles")); err != nil {
 		return serveConfig{}, err
 	}
+	if c.topicPartitions, err = parsePartitions(get("topic-partitions")); err != nil {
+		return serveConfig{}, err
+	}
+	if c.topicRetention, err = parseRetention(get("topic-retention")); err != nil {
+		return serveConfig{}, err
+	}
 	if c.publicURL, err = parsePublicURL(get("public-url")); err != nil {
 		return serveConfig{}, err
 	}
@@ -212,6 +222,28 @@ func parseRoles(text string) ([]string, error) {
 		chosen = append(chosen, name)
 	}
 	return chosen, nil
+}
+
+// maxPartitions keeps a slip of the pen from making more partitions than a cluster bears.
+const maxPartitions = 10_000
+
+func parsePartitions(text string) (int32, error) {
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || n < 1 || n > maxPartitions {
+		return 0, fmt.Errorf("--topic-partitions is a whole number from 1 to %d, not %q", maxPartitions, text)
+	}
+	return int32(n), nil
+}
+
+// minRetention is the shortest that leaves consumers any time.
+const minRetention = time.Minute
+
+func parseRetention(text string) (time.Duration, error) {
+	retention, err := time.ParseDuration(text)
+	if err != nil || retention < minRetention {
+		return 0, fmt.Errorf("--topic-retention is a time of a minute or more such as 168h, not %q", text)
+	}
+	return retention, nil
 }
 
 // parsePlans reads the plans of the configuration file over the usual ones; a plan there may name only the figures that differ.
