@@ -63,9 +63,11 @@ func (i *instance) lead(ctx context.Context, out chan<- *message.Message) error 
 		return err
 	}
 	defer lead.close()
+	lead.passed = i.passed
 	leading := i.runner.metrics.leading.WithLabelValues(i.projection.Name)
 	leading.Set(1)
 	defer leading.Set(0)
+	defer i.runner.metrics.stopped.WithLabelValues(i.projection.Name).Set(0) // whoever leads next tells
 	i.runner.metrics.position.WithLabelValues(i.projection.Name).Set(float64(lead.at().Commit))
 	i.log.Debug("the projection leads", "position", lead.at().Commit)
 
@@ -128,6 +130,12 @@ func Head(ctx context.Context, store *eventstore.Store) (event.Position, error) 
 	return store.HeadFor(ctx, Projection{}.events())
 }
 
+// passed tells of an event that an operator had skipped.
+func (i *instance) passed(e event.Recorded, err error) {
+	i.runner.metrics.skipped.WithLabelValues(i.projection.Name).Inc()
+	i.log.Warn("the projection passed an event that an operator had skipped", "event", e.ID, "type", e.Type, "stream", e.Stream, "revision", e.Revision, "error", err)
+}
+
 // handle applies the page of a message. An error makes the router refuse the message, and the subscription gives the page out again after a pause.
 func (i *instance) handle(msg *message.Message) error {
 	page := eventstore.PageOf(msg)
@@ -140,13 +148,19 @@ func (i *instance) handle(msg *message.Message) error {
 	applied, err := lead.apply(msg.Context(), page)
 	m.events.WithLabelValues(name).Add(float64(applied))
 	m.position.WithLabelValues(name).Set(float64(lead.at().Commit))
-	if err != nil {
+	switch {
+	case errors.Is(err, errMoved):
+		i.log.Info("the projection begins again: its checkpoint moved, by a rebuild if an operator asked for one", "error", err)
+		return err
+	case err != nil:
 		if msg.Context().Err() == nil {
 			m.failures.WithLabelValues(name).Inc()
+			m.stopped.WithLabelValues(name).Set(1)
 			i.log.Error("the projection stands still: its next events cannot be applied", "error", err)
 		}
 		return err
 	}
+	m.stopped.WithLabelValues(name).Set(0)
 	m.seconds.WithLabelValues(name).Observe(time.Since(began).Seconds())
 	return nil
 }

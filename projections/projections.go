@@ -35,6 +35,11 @@ type Projection struct {
 	Apply func(batch *pgx.Batch, events []event.Recorded) error
 	// Beside says that nobody waits for it to pass a position: it follows at its own pace.
 	Beside bool
+	// Carry takes over what the tables in one schema hold that does not follow from the events, into those that a rebuild makes in another: when it begins, and
+	// in the transaction that puts them in the place of the first. It is asked again later where it answers that this is not the moment. May be nil.
+	Carry func(ctx context.Context, tx pgx.Tx, from, to string) (now bool, err error)
+
+	serving string // of a version that is being built: the name of the one that serves
 }
 
 // The names of the projections, for WaitFor.
@@ -53,7 +58,7 @@ func All() []Projection {
 		{Name: Locations, Types: locations.Types, Migrations: locations.Migrations, Apply: locations.Apply},
 		{Name: Audio, Types: audiolibrary.Types, Migrations: audiolibrary.Migrations, Apply: audiolibrary.Apply},
 		{Name: Sends, Types: sends.Types, Migrations: sends.Migrations, Apply: sends.Apply},
-		{Name: Usage, Types: usagelogs.Types, Migrations: usagelogs.Migrations, Apply: usagelogs.Apply, Beside: true},
+		{Name: Usage, Types: usagelogs.Types, Migrations: usagelogs.Migrations, Apply: usagelogs.Apply, Beside: true, Carry: usagelogs.Carry},
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -34,7 +35,9 @@ type RunnerConfig struct {
 //
 // Of each projection one instance is at work in all processes together: the one whose database connection holds the projection's advisory lock, and
 // it writes on that same connection. Others stand by. An event that cannot be applied stops its projection and no other: Status tells it, a metric
-// counts it, and it is tried again until it works.
+// counts it, and it is tried again until it works or an operator skips it.
+//
+// It also builds the new versions of read models that operators asked for (StartRebuild): a process at a time for each, and another where that one dies.
 type Runner struct {
 	config  RunnerConfig
 	metrics metrics
@@ -46,6 +49,8 @@ type metrics struct {
 	failures *prometheus.CounterVec
 	leading  *prometheus.GaugeVec
 	seconds  *prometheus.HistogramVec
+	stopped  *prometheus.GaugeVec
+	skipped  *prometheus.CounterVec
 }
 
 // NewRunner makes a runner; Run starts it.
@@ -59,12 +64,14 @@ func NewRunner(config RunnerConfig) *Runner {
 		events:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "musique_projection_events_total", Help: "Events applied."}, label),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "musique_projection_failures_total", Help: "Pages that could not be applied."}, label),
 		leading:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "musique_projection_leading", Help: "1 where this process runs the projection, 0 where it stands by."}, label),
+		stopped:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "musique_projection_stopped", Help: "1 where this process runs the projection and it stands at an event that cannot be applied."}, label),
+		skipped:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "musique_projection_skipped_total", Help: "Events passed without being applied because an operator skipped them."}, label),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "musique_projection_page_seconds", Help: "Time to apply one page.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}, label),
 	}}
 	if config.Registry != nil {
-		config.Registry.MustRegister(r.metrics.position, r.metrics.events, r.metrics.failures, r.metrics.leading, r.metrics.seconds)
+		config.Registry.MustRegister(r.metrics.position, r.metrics.events, r.metrics.failures, r.metrics.leading, r.metrics.seconds, r.metrics.stopped, r.metrics.skipped)
 	}
 	return r
 }
@@ -85,6 +92,11 @@ func (r *Runner) Run(ctx context.Context) error {
 		i := &instance{runner: r, projection: p, log: r.config.Log.With("projection", p.Name)}
 		router.AddConsumerHandler(p.Name, p.Name, i, i.handle)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var building sync.WaitGroup
+	defer building.Wait()
+	defer cancel()
+	building.Go(func() { r.rebuild(ctx) })
 	if err := router.Run(ctx); err != nil {
 		return fmt.Errorf("projections: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -67,4 +68,10 @@ func locked(ctx context.Context, db *sql.DB, table string, do func() error) (err
 		}
 	}()
 	return do()
+}
+
+// TryLockMigrations keeps migrations of table from running until tx ends, and reports false where one runs now.
+func TryLockMigrations(ctx context.Context, tx pgx.Tx, table string) (locked bool, err error) {
+	err = tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock($1, hashtext($2))", migrateLockClass, table).Scan(&locked)
+	return locked, err
 }

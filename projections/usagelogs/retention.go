@@ -104,6 +104,15 @@ func keep(ctx context.Context, conn *pgx.Conn, since time.Time) error {
 	return nil
 }
 
+// Carry has a rebuild keep out what was dropped, and keeps weeks from being dropped, by name, while it changes places with the tables.
+func Carry(ctx context.Context, tx pgx.Tx, from, to string) (now bool, err error) {
+	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, dropLock).Scan(&now); err != nil || !now {
+		return false, err
+	}
+	_, err = tx.Exec(ctx, `UPDATE `+pgx.Identifier{to, "kept"}.Sanitize()+` SET since = (SELECT since FROM `+pgx.Identifier{from, "kept"}.Sanitize()+`)`)
+	return err == nil, err
+}
+
 // expired is a week that is over, and how far it is on its way out.
 type expired struct {
 	table    string
