@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/musique/musique/projections"
 )
 
 // Check asks one part whether it works now. It honours its context's deadline.
@@ -66,8 +68,19 @@ type healthData struct {
 	Services  services  `json:"services"`
 }
 
+// degradedBy is degraded in place of healthy where a projection stands at an event that it cannot apply: the parts are well, and what is read goes out of date.
+func (s *Server) degradedBy(ctx context.Context, overall string) string {
+	if overall != healthy {
+		return overall
+	}
+	if stopped, err := projections.Stopped(ctx, s.pool); err != nil || len(stopped) > 0 {
+		return degraded
+	}
+	return overall
+}
+
 // health answers how the service is. The question is answered with 200 whatever the answer is.
 func (s *Server) health(c *call) error {
 	overall, each := s.checks.ask(c.ctx())
-	return c.data(http.StatusOK, healthData{Status: overall, Version: s.version, Timestamp: timestamp(s.now()), Services: each})
+	return c.data(http.StatusOK, healthData{Status: s.degradedBy(c.ctx(), overall), Version: s.version, Timestamp: timestamp(s.now()), Services: each})
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/fault"
-	"github.com/musique/musique/projections"
 	"github.com/musique/musique/projections/tokens"
 )
 
@@ -29,6 +28,9 @@ func (s *Server) opsRoutes() []*route {
 		{operation: "SetCompanyPlan", method: post, paths: at("/ops/companies/{companyId}/set-plan"), handle: s.setCompanyPlan},
 		{operation: "SuspendCompany", method: post, paths: at("/ops/companies/{companyId}/suspend"), handle: s.suspendCompany},
 		{operation: "ListProjections", method: get, paths: at("/ops/projections"), handle: s.listProjections},
+		{operation: "RebuildProjection", method: post, paths: at("/ops/projections/{projection}/rebuild"), handle: s.rebuildProjection},
+		{operation: "PauseRebuild", method: post, paths: at("/ops/projections/{projection}/pause-rebuild"), handle: s.pauseRebuild},
+		{operation: "SkipEvent", method: post, paths: at("/ops/projections/{projection}/skip"), handle: s.skipEvent},
 	}
 }
 
@@ -211,15 +213,6 @@ func (s *Server) listCompanies(c *call) error {
 	all := make([]companyData, len(found))
 	for i, f := range found {
 		all[i] = companyData{f.CompanyID, f.Name, f.Plan, f.Prefix, f.Suspended, timestamp(f.CreatedAt)}
-	}
-	return c.data(http.StatusOK, all)
-}
-
-// listProjections tells how the projections are doing.
-func (s *Server) listProjections(c *call) error {
-	all, err := projections.Statuses(c.ctx(), s.pool, s.store)
-	if err != nil {
-		return err
 	}
 	return c.data(http.StatusOK, all)
 }
