@@ -106,7 +106,7 @@ func TestCompanyCommands(t *testing.T) {
 	require.Equal(t, "unlimited", operator[object](s, "company", "set-plan", made.CompanyID, "--plan", "unlimited")["plan"])
 	require.Equal(t, "unlimited", want[struct{ Plan string }](partner.get("/limits"), http.StatusOK).Plan)
 	require.Regexp(t, `(?s)^Company +co_\S+\nCompany token comp_\S+\n.*not shown again`, text("company", "create", "--name", "Another"))
-	require.Regexp(t, `(?m)^PROJECTION +POSITION +LAG +ERROR$`, text("projections", "status"))
+	require.Regexp(t, `(?m)^PROJECTION +VERSION +REBUILDS +STATE +POSITION +LAG +BEHIND +EVENTS +RATE$`, text("projections", "status"))
 	require.NotEmpty(t, operator[[]object](s, "projections", "status"))
 
 	require.Equal(t, "Suspended\n", text("company", "suspend", made.CompanyID, "--reason", "unpaid"))
