@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -448,11 +449,14 @@ func (o *object) moment(name string) *time.Time {
 	return nil
 }
 
+// momentPattern is what time.Parse lets more through than (https://go.dev/issue/54580): a comma, an hour of one digit, an offset of a day.
+var momentPattern = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
 // parseMoment reads an RFC 3339 time. One whose year in UTC has not four digits can be read, by its offset, and never written again.
 func parseMoment(text string) (t time.Time, ok bool) {
 	t, err := time.Parse(time.RFC3339Nano, text)
 	year := t.UTC().Year()
-	return t, err == nil && year >= 0 && year <= 9999
+	return t, err == nil && momentPattern.MatchString(text) && year >= 0 && year <= 9999
 }
 
 // object reads an object inside this one; nil if it is not given.

@@ -78,6 +78,7 @@ func TestMomentsAreThoseThatCanBeWrittenAgain(t *testing.T) {
 	for text, good := range map[string]bool{
 		"2027-06-01T12:00:00-03:00": true, "2027-06-01T12:00:00.123456789Z": true, "0000-01-01T00:00:00Z": true, "9999-12-31T23:59:59Z": true,
 		"0000-01-01T00:00:00+01:00": false, "9999-12-31T23:59:59-01:00": false, "10000-01-01T00:00:00Z": false, "2027-06-01T12:00:00": false, "2027-06-01": false, "": false,
+		"2027-06-01T12:00:00,5Z": false, "2027-06-01T9:00:00Z": false, "2027-06-01T12:00:00+24:00": false,
 	} {
 		at, ok := parseMoment(text)
 		require.Equal(t, good, ok, text)

@@ -104,6 +104,8 @@ func ParseID(id string) (sendID string, userID int64, ok bool) {
 // Delivery is the state of a delivery. The zero Delivery is one that is queued.
 type Delivery struct {
 	status Status
+	// at is when that was reached.
+	at time.Time
 	// failedOn are the players that will not play it, and why is the word of the last of them.
 	failedOn []string
 	why      string
@@ -119,7 +121,9 @@ func Load(history []event.Recorded) Delivery {
 			d.failedOn, d.why = append(d.failedOn, f.DeviceID), f.Reason
 		}
 		if after, ok := statusAfter[e.Type]; ok {
-			d.status = after
+			var reached struct{ At time.Time }
+			_ = json.Unmarshal(e.Data, &reached) // what does not read has no time
+			d.status, d.at = after, reached.At
 		}
 	}
 	return d
@@ -137,6 +141,9 @@ func (d Delivery) Status() Status {
 func (d Delivery) Report(ref Ref, status string, at time.Time, reason string) ([]event.Payload, error) {
 	if utf8.RuneCountInString(reason) > maxReasonRunes {
 		return nil, fault.ForField("reason", fault.OutOfRange, "The reason has at most %d characters.", maxReasonRunes)
+	}
+	if at.Before(d.at) { // clocks differ; steps are in order
+		at = d.at
 	}
 	var next event.Payload
 	switch Status(status) {

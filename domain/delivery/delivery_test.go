@@ -118,6 +118,17 @@ func TestAFailureHasAReason(t *testing.T) {
 	require.Equal(t, []event.Payload{delivery.Failed{Ref: ref, At: at, Reason: long}}, got)
 }
 
+// Clocks differ, and each step comes after the one before.
+func TestAStepIsNotBeforeTheLast(t *testing.T) {
+	t.Parallel()
+	got, err := load(delivered).Report(ref, "playing", at.Add(-time.Minute), "")
+	require.NoError(t, err)
+	require.Equal(t, []event.Payload{delivery.PlaybackStarted{Ref: ref, At: at}}, got)
+	got, err = load(delivered).Report(ref, "playing", at.Add(time.Minute), "")
+	require.NoError(t, err)
+	require.Equal(t, []event.Payload{delivery.PlaybackStarted{Ref: ref, At: at.Add(time.Minute)}}, got)
+}
+
 func TestExpire(t *testing.T) {
 	t.Parallel()
 	for _, s := range states {
