@@ -213,7 +213,7 @@ func (w *Publisher) parts(ctx context.Context, closing event.Recorded) ([]event.
 		return nil, fmt.Errorf("read %s %d@%s: %w", closing.Type, closing.Revision, closing.Stream, err)
 	}
 	most := min(closing.Revision, uint64(max(0, sealed.Total)))
-	before, err := w.Store.Page(ctx, closing.Stream, closing.Revision-most, int(most)) //nolint:gosec // no more than sealed.Total, which is an int
+	before, err := w.Store.Page(ctx, closing.Stream, closing.Revision-most, int(most))
 	if err != nil {
 		return nil, err
 	}

@@ -1,8 +1,10 @@
 package workers_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -445,6 +448,48 @@ func TestAPublisherThatDiedBeforeItsPositionWasWritten(t *testing.T) {
 	w.hears(t, a)
 	eventually(t, func() bool { return len(a.all()) >= 27 })
 	require.Len(t, a.all(), 27, "ten and three once, seven twice")
+}
+
+// warnings counts what the publisher warns of.
+type warnings struct{ atomic.Int64 }
+
+func (w *warnings) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("worker=publisher")) {
+		w.Add(1)
+	}
+	return len(line), nil
+}
+
+// A topic that takes nothing stops the publisher, so that nothing is skipped there; the position stands still until it does.
+func TestATopicThatTakesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.deps.Brokers...))
+	require.NoError(t, err)
+	defer client.Close()
+	admin, small := kadm.NewClient(client), "10"
+	_, err = admin.CreateTopic(t.Context(), 1, 1, map[string]*string{"max.message.bytes": &small}, cloudevents.AudioTopic)
+	require.NoError(t, err)
+	a := hear(t, w.deps.Brokers)
+	var failures warnings
+	w.deps.Log = slog.New(slog.NewTextHandler(&failures, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	stop := w.start(t, publisher)
+	meta := event.Metadata{CompanyID: "co_x", Environment: event.Live, Time: w.now().UTC()}
+	w.append(t, meta, "audio-one", rawPayload{"AudioDeleted", []byte(`{"audioId": "one"}`)})
+	w.touch(t, 5)
+	eventually(t, func() bool { return failures.Load() > 2 }, "nobody is told")
+	require.Zero(t, a.count("AudioDeleted", "one"))
+	stop()
+	_, found, err := kafka.Newest(t.Context(), w.deps.Brokers, workers.PublisherTopic)
+	require.NoError(t, err)
+	require.False(t, found, "something before the position was not published")
+	altered, err := admin.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.DeleteConfig, Name: "max.message.bytes"}}, cloudevents.AudioTopic)
+	require.NoError(t, err)
+	for _, topic := range altered {
+		require.NoError(t, topic.Err)
+	}
+	w.start(t, publisher)
+	w.hears(t, a)
 }
 
 // positions waits for a publisher to write down that it has done all there is, and gives what it wrote.

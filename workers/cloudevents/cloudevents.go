@@ -22,7 +22,7 @@ const (
 	AudioTopic      = "musique.audio.v1"
 	SendsTopic      = "musique.sends.v1"
 	DeliveriesTopic = "musique.deliveries.v1"
-	TokensTopic     = "musique.tokens.v1"
+	TokensTopic     = "musique.tokens.v1" //nolint:gosec // a name, and no token
 	LocationsTopic  = "musique.locations.v1"
 	UsageTopic      = "musique.usage.v1"
 )
