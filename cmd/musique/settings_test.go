@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -69,6 +70,7 @@ roles: [api, projections]
 public-url: https://api.example.com/
 kafka: [kafka-1:9092, "kafka-2:9092"]
 demo: false
+topic-partitions: 3
 plans:
   standard: {perMinute: 7}
   gold: {monthlySends: 9}
@@ -80,6 +82,8 @@ plans:
 	require.Equal(t, []string{"api", "projections"}, c.roles)
 	require.Equal(t, "kafka-1:9092,kafka-2:9092", c.kafka)
 	require.False(t, c.demo)
+	require.EqualValues(t, 3, c.topicPartitions)
+	require.Equal(t, 7*24*time.Hour, c.topicRetention, "the default")
 	require.Equal(t, "https://api.example.com", c.publicURL.String())
 	require.Equal(t, 7, c.plans["standard"].PerMinute)
 	require.Equal(t, 1_000, c.plans["standard"].PerHour)
