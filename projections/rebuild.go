@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -26,9 +27,13 @@ const (
 	// lookEvery is how often a process looks which rebuilds are wanted.
 	lookEvery = time.Second
 	// swapEvery is how often a version that caught up tries to take its place.
-	swapEvery = 100 * time.Millisecond
-	// swapTimeout bounds one such try. The serving version, and who waits for it to pass a position, wait as long.
-	swapTimeout = 5 * time.Second
+	swapEvery = 500 * time.Millisecond
+	// swapTimeout bounds one such try, and the last of its wait for events. The serving version, and who waits for it to pass a position, wait as long.
+	swapTimeout, swapWait = 3 * time.Second, 2 * time.Second
+	// swapRest is how long at most it rests after a try that failed: each keeps the serving version waiting.
+	swapRest = 30 * time.Second
+	// nearEnough is how many events a version may find at once to be near enough to the end for a try.
+	nearEnough = 500
 	// dropTries is how often a rebuild tries to drop the tables that it replaced, for which it waits for those who read them still.
 	dropTries = 5
 	// lockNotAvailable is the SQLSTATE of a wait for a lock that took too long.
@@ -138,6 +143,8 @@ type builder struct {
 	runner        *Runner
 	serving, next Projection
 	log           *slog.Logger
+
+	failing bool // at the page that it was given last
 }
 
 // run builds until the new version serves, nobody wants it any more, or ctx ends.
@@ -163,6 +170,8 @@ var (
 	errStartAgain = errors.New("the rebuild starts again from nothing")
 	// errNotYet says that this is not the moment for the new version to take its place.
 	errNotYet = errors.New("not yet")
+	// errEnded ends a lead whose subscription is over.
+	errEnded = errors.New("the subscription ended")
 )
 
 // lead waits for its turn and builds as long as it lasts. Ended says that there is nothing left to do.
@@ -181,6 +190,7 @@ func (b *builder) lead(ctx context.Context) (ended bool, err error) {
 	b.log.Info("a rebuild is under way", "position", lead.at().Commit)
 	lead.passed = (&instance{runner: b.runner, projection: b.next, log: b.log}).passed
 
+	defer b.runner.metrics.stopped.WithLabelValues(b.next.Name).Set(0)
 	caughtUp := make(chan struct{}, 1)
 	config := b.serving.events()
 	config.Log, config.Hold = b.log, send.IsUnsealed
@@ -202,26 +212,16 @@ func (b *builder) lead(ctx context.Context) (ended bool, err error) {
 	look, try := time.NewTicker(lookEvery), time.NewTicker(swapEvery)
 	defer look.Stop()
 	defer try.Stop()
-	tidy := false
+	tidy, near := false, true
+	var notYet int
+	var next time.Time // when to try to take the place
 	for {
 		select {
 		case page, open := <-pages:
 			if !open {
-				return false, errors.New("the subscription ended")
+				return false, errEnded
 			}
-			m := b.runner.metrics
-			applied, err := lead.apply(page.Context(), eventstore.PageOf(page))
-			m.events.WithLabelValues(b.next.Name).Add(float64(applied))
-			m.position.WithLabelValues(b.next.Name).Set(float64(lead.at().Commit))
-			if err == nil {
-				page.Ack()
-				continue
-			}
-			page.Nack()
-			if ctx.Err() == nil {
-				m.failures.WithLabelValues(b.next.Name).Inc()
-				b.log.Error("the rebuild stands still: its next events cannot be applied", "error", err)
-			}
+			near = b.take(lead, page) <= nearEnough
 		case <-caughtUp:
 			if !tidy {
 				if err := lead.tidy(ctx); err != nil {
@@ -230,10 +230,11 @@ func (b *builder) lead(ctx context.Context) (ended bool, err error) {
 				tidy = true
 			}
 		case <-try.C:
-			if !tidy {
+			if !tidy || !near || b.failing || time.Now().Before(next) {
+				near = true // unless the next page has many again
 				continue
 			}
-			switch err := b.swap(ctx, lead); {
+			switch err := b.swap(ctx, lead, pages); {
 			case err == nil:
 				b.log.Info("the rebuilt read model serves", "position", lead.at().Commit)
 				b.drop(ctx, lead)
@@ -241,6 +242,8 @@ func (b *builder) lead(ctx context.Context) (ended bool, err error) {
 			case !errors.Is(err, errNotYet):
 				return false, err
 			}
+			next = time.Now().Add(min(swapEvery<<notYet, swapRest))
+			notYet = min(notYet+1, 16)
 		case <-look.C:
 			if fresh, err := b.fresh(ctx); fresh || err != nil {
 				return false, errors.Join(err, errStartAgain)
@@ -252,6 +255,26 @@ func (b *builder) lead(ctx context.Context) (ended bool, err error) {
 			return false, ctx.Err()
 		}
 	}
+}
+
+// take applies the page of a message, and tells how many events it wrote.
+func (b *builder) take(l *lead, page *message.Message) (applied int) {
+	name, m := b.next.Name, b.runner.metrics
+	applied, err := l.apply(page.Context(), eventstore.PageOf(page))
+	m.events.WithLabelValues(name).Add(float64(applied))
+	m.position.WithLabelValues(name).Set(float64(l.at().Commit))
+	if b.failing = err != nil; err == nil {
+		m.stopped.WithLabelValues(name).Set(0)
+		page.Ack()
+		return applied
+	}
+	if page.Context().Err() == nil {
+		m.failures.WithLabelValues(name).Inc()
+		m.stopped.WithLabelValues(name).Set(1)
+		b.log.Error("the rebuild stands still: its next events cannot be applied", "error", err)
+	}
+	page.Nack()
+	return applied
 }
 
 // fresh says that what is built is to be thrown away.
@@ -338,21 +361,14 @@ func tablesVersion(ctx context.Context, db rower, schema string) (version int64,
 	return version, err
 }
 
-// swap puts the new version in the place of the serving one, if it has everything that the serving one has. Schemas change their names, and with them the
-// checkpoint its row, in one transaction: readers find the one or the other, and PostgreSQL looks the names of their prepared statements up anew. Who writes the
-// serving version waits for its checkpoint meanwhile, and finds that its generation is over.
-func (b *builder) swap(ctx context.Context, l *lead) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isLost {
-		return errLeadLost
-	}
+// swap puts the new version in the place of the serving one. It holds the serving one's checkpoint, takes what the new one lacks, and then has the schemas change
+// their names, and the checkpoint its row, in one transaction: readers find the one or the other, and PostgreSQL looks the names of their prepared statements up anew.
+// Who writes the serving version waits for its checkpoint meanwhile, and finds that its generation is over.
+func (b *builder) swap(ctx context.Context, l *lead, pages <-chan *message.Message) error {
 	ctx, cancel := context.WithTimeout(ctx, swapTimeout)
 	defer cancel()
-	var through event.Position
-	err := pgx.BeginFunc(ctx, l.conn, func(tx pgx.Tx) (err error) {
-		const settings = `SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', '1s', true)`
-		if _, err := tx.Exec(ctx, settings); err != nil {
+	err := pgx.BeginFunc(ctx, b.runner.config.Pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT set_config('lock_timeout', '1s', true)`); err != nil {
 			return err
 		}
 		if err := b.sameTables(ctx, tx); err != nil {
@@ -361,11 +377,13 @@ func (b *builder) swap(ctx context.Context, l *lead) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO projections.checkpoint (projection) VALUES ($1) ON CONFLICT DO NOTHING`, b.serving.Name); err != nil {
 			return err
 		}
+		var served event.Position
 		const hold = `SELECT commit_position, prepare_position FROM projections.checkpoint WHERE projection = $1 FOR UPDATE`
-		if err := tx.QueryRow(ctx, hold, b.serving.Name).Scan(&through.Commit, &through.Prepare); err != nil {
+		if err := tx.QueryRow(ctx, hold, b.serving.Name).Scan(&served.Commit, &served.Prepare); err != nil {
 			return err
 		}
-		if through, err = b.passedBy(ctx, l.position, through); err != nil {
+		through, err := b.reach(ctx, l, pages, served)
+		if err != nil {
 			return err
 		}
 		if err := b.carry(ctx, tx); err != nil {
@@ -373,16 +391,44 @@ func (b *builder) swap(ctx context.Context, l *lead) error {
 		}
 		return b.exchange(ctx, tx, through)
 	})
-	if l.conn.IsClosed() {
-		l.lose()
-	}
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == lockNotAvailable {
 		return fmt.Errorf("%w: %w", errNotYet, err)
 	}
-	if err == nil {
-		l.position = through
-	}
 	return err
+}
+
+// reach takes pages until the new version has everything that the serving one has, which stands where it is meanwhile. It gives the position that both have
+// passed: past events that they are not sent, the positions of the two may differ for good.
+func (b *builder) reach(ctx context.Context, l *lead, pages <-chan *message.Message, served event.Position) (event.Position, error) {
+	look := time.NewTicker(swapWait / 10)
+	defer look.Stop()
+	enough := time.After(swapWait)
+	for l.at().Before(served) {
+		head, err := b.runner.config.Store.HeadFor(ctx, b.serving.events())
+		if err != nil {
+			return event.Position{}, err
+		}
+		if !l.at().Before(head) {
+			return served, nil
+		}
+		select {
+		case page, open := <-pages:
+			if !open {
+				return event.Position{}, errEnded
+			}
+			if b.take(l, page); b.failing {
+				return event.Position{}, errNotYet
+			}
+		case <-look.C:
+		case <-enough:
+			return event.Position{}, errNotYet
+		case <-l.lost:
+			return event.Position{}, errLeadLost
+		case <-ctx.Done():
+			return event.Position{}, ctx.Err()
+		}
+	}
+	return l.at(), nil
 }
 
 // sameTables holds back migrations until the transaction ends, and refuses a version whose tables are older than those that serve.
@@ -404,19 +450,6 @@ func (b *builder) sameTables(ctx context.Context, tx pgx.Tx) error {
 		return fmt.Errorf("its tables are of version %d and those that serve of %d: %w", built, serving, errStartAgain)
 	}
 	return nil
-}
-
-// passedBy is the position that both versions have passed, if the new one has everything that the serving one has. Past events that they are not sent, the
-// positions of the two may differ for good.
-func (b *builder) passedBy(ctx context.Context, built, served event.Position) (event.Position, error) {
-	if !built.Before(served) {
-		return built, nil
-	}
-	head, err := b.runner.config.Store.HeadFor(ctx, b.serving.events())
-	if err != nil || built.Before(head) {
-		return event.Position{}, errors.Join(err, errNotYet)
-	}
-	return served, nil
 }
 
 // exchange gives the schemas each other's place.
