@@ -68,6 +68,8 @@ type bench struct {
 	profiles string
 	// locations is to how many a broadcast goes, and players how many are connected at once.
 	locations, players int
+	// events is how many a rebuild has to apply.
+	events int
 }
 
 // benchmarks are the measurements by name, in the order of the report.
@@ -83,6 +85,7 @@ var benchmarks = []struct {
 	{"read", (*bench).reads, false},
 	{"broadcast", (*bench).broadcasts, true},
 	{"players", (*bench).crowd, true},
+	{"rebuild", (*bench).rebuilds, true},
 }
 
 func newBench() *cobra.Command {
@@ -107,6 +110,8 @@ is removed at the end, and nothing that runs or lies elsewhere is touched.
            all embedded parts but PostgreSQL are in; the baseline appends the same events in the same sizes by the official client, and copies the same rows
   players  --players connected at once from a process of their own: what each costs this process, how long connecting all takes, and the time from a
            send to all of them to its arrival; the baseline is a bare net/http server with as many event streams, which writes one event to all
+  rebuild  --events sends to one location each, from all of which the read model of sends is built anew while it serves: events applied per second, from
+           the command to the swap; the baselines read $all by the official client, and COPY the same rows. These are measured one after the other
 
 A baseline is measured by turns with what it stands beside. A ratio is the figure in parts of its baseline. A time is 0 where the
 player was faster than the answer.`,
@@ -123,6 +128,9 @@ player was faster than the answer.`,
 			}
 			if b.locations < 1 || b.locations > send.MaxDestinations || b.players < 1 || b.players > send.MaxDestinations {
 				return fmt.Errorf("--locations and --players are 1 to %d", send.MaxDestinations)
+			}
+			if b.events < rebuildAppend {
+				return fmt.Errorf("--events is %d or more", rebuildAppend)
 			}
 			if b.dir, err = os.MkdirTemp(dir, "musique-bench-"); err != nil {
 				return fmt.Errorf("--dir: %w", err)
@@ -146,7 +154,8 @@ player was faster than the answer.`,
 	flags.Float64Var(&b.rate, "rate", 200, "sends a second of the latency at a steady rate; halved until the machine bears it")
 	flags.IntVar(&b.locations, "locations", send.MaxDestinations, "to how many locations the broadcast goes")
 	flags.IntVar(&b.players, "players", defaultCrowd, "how many players are connected at once")
-	flags.StringVar(&only, "only", "", "measure only this: append, send, latency, read, broadcast or players")
+	flags.IntVar(&b.events, "events", rebuildEvents, fmt.Sprintf("how many events the rebuild has, in steps of %d", rebuildAppend))
+	flags.StringVar(&only, "only", "", "measure only this: append, send, latency, read, broadcast, players or rebuild")
 	flags.StringVar(&b.profiles, "profiles", "", "a folder that gets a CPU, a block and a mutex profile of each measurement, baseline included")
 	flags.StringVar(&output, "output", "text", "text or json")
 	return cmd

@@ -68,12 +68,19 @@ func startBenchSystem(ctx context.Context, dir string) (*benchSystem, error) {
 	return s, nil
 }
 
-func openBenchSystem(ctx context.Context, dir string) (s *benchSystem, err error) {
-	const anyPort = "127.0.0.1:0"
-	config := serveConfig{
+// anyPort is an address that the system chooses.
+const anyPort = "127.0.0.1:0"
+
+// benchParts has everything embedded, in a folder of its own.
+func benchParts(dir string) serveConfig {
+	return serveConfig{
 		dataDir: filepath.Join(dir, "system-"+uuid.NewString()), eventStore: embedded, eventStoreListen: anyPort, kafka: embedded, kafkaListen: anyPort,
 		database: embedded, roles: roles, plans: company.DefaultPlans(),
 	}
+}
+
+func openBenchSystem(ctx context.Context, dir string) (s *benchSystem, err error) {
+	config := benchParts(dir)
 	log := newLogger("text", "warn")
 	parts, err := openParts(ctx, config, log)
 	if err != nil {

@@ -25,7 +25,7 @@ func runBench(t *testing.T, args ...string) []byte {
 	cmd.SetOut(&out)
 	cmd.SetErr(&bytes.Buffer{})
 	cmd.SilenceUsage = true
-	cmd.SetArgs(append(args, "--dir", dir, "--duration", "80ms", "--rate", "20", "--locations", "40", "--players", "6"))
+	cmd.SetArgs(append(args, "--dir", dir, "--duration", "80ms", "--rate", "20", "--locations", "40", "--players", "6", "--events", "1000"))
 	require.NoError(t, cmd.ExecuteContext(t.Context()))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
@@ -35,7 +35,7 @@ func runBench(t *testing.T, args ...string) []byte {
 
 func TestEachMeasurementHasItsFiguresAndBaselines(t *testing.T) {
 	t.Parallel()
-	figuresOf := map[string]int{"append": 2, "send": 1, "latency": 10, "read": 2, "broadcast": 4}
+	figuresOf := map[string]int{"append": 2, "send": 1, "latency": 10, "read": 2, "broadcast": 4, "rebuild": 2}
 	if runtime.GOOS == "linux" {
 		figuresOf["broadcast"] = 5
 	}
@@ -122,7 +122,7 @@ func TestBenchForPeopleWithProfiles(t *testing.T) {
 
 func TestBenchRefusesWhatItCannotMeasure(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--only", "everything"}, {"--duration", "0s"}, {"--rate", "-1"}, {"--output", "xml"}, {"--dir", "/nowhere/at/all"}, {"--locations", "0"}, {"--players", "100001"}} {
+	for _, args := range [][]string{{"--only", "everything"}, {"--duration", "0s"}, {"--rate", "-1"}, {"--output", "xml"}, {"--dir", "/nowhere/at/all"}, {"--locations", "0"}, {"--players", "100001"}, {"--events", "1"}} {
 		cmd := newBench()
 		cmd.SilenceUsage, cmd.SilenceErrors = true, true
 		cmd.SetErr(&bytes.Buffer{})
