@@ -75,7 +75,7 @@ const anyPort = "127.0.0.1:0"
 func benchParts(dir string) serveConfig {
 	return serveConfig{
 		dataDir: filepath.Join(dir, "system-"+uuid.NewString()), eventStore: embedded, eventStoreListen: anyPort, kafka: embedded, kafkaListen: anyPort,
-		database: embedded, roles: roles, plans: company.DefaultPlans(),
+		database: embedded, roles: roles, topicPartitions: 12, topicRetention: 7 * 24 * time.Hour, plans: company.DefaultPlans(),
 	}
 }
 
