@@ -198,7 +198,7 @@ func (l *lead) noteFailure(ctx context.Context, e *event.Recorded, err error) {
 // pass moves the checkpoint past an event that cannot be applied, if an operator had it skipped. A version that is being built tries again what the serving
 // one skipped, and passes it, which is recorded for it too, where that fails again.
 func (l *lead) pass(ctx context.Context, e event.Recorded, cause error) (passed bool, err error) {
-	if l.conn.IsClosed() || ctx.Err() != nil {
+	if ended := l.conn.IsClosed() || ctx.Err() != nil; ended {
 		return false, nil
 	}
 	const record = `

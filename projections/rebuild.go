@@ -43,21 +43,19 @@ const (
 // Unknown is the error for the name of no projection.
 func Unknown(name string) error { return fault.New(fault.NotFound, "There is no projection %q.", name) }
 
-// find gives a projection by its name.
-func find(name string) (Projection, error) {
-	all := All()
-	i := slices.IndexFunc(all, func(p Projection) bool { return p.Name == name })
-	if i < 0 {
-		return Projection{}, Unknown(name)
+// known reports, as Unknown, that a name is that of no projection.
+func known(name string) error {
+	if !slices.ContainsFunc(All(), func(p Projection) bool { return p.Name == name }) {
+		return Unknown(name)
 	}
-	return all[i], nil
+	return nil
 }
 
 // StartRebuild has a process that runs projections build a new version of a read model beside the serving one, which it takes the place of when it has caught
 // up. A rebuild that is under way goes on, and one that was paused, or whose process died, goes on from its checkpoint; fresh throws away what it had built.
 // Errors: Unknown.
 func StartRebuild(ctx context.Context, pool *pgxpool.Pool, name string, fresh bool) error {
-	if _, err := find(name); err != nil {
+	if err := known(name); err != nil {
 		return err
 	}
 	const start = `INSERT INTO projections.rebuild AS r (projection, building, fresh, begun_at) VALUES ($1, true, $2, now())
@@ -70,7 +68,7 @@ func StartRebuild(ctx context.Context, pool *pgxpool.Pool, name string, fresh bo
 
 // PauseRebuild has a rebuild stop where it is, within a second or so. One that is not there, because it has ended, is none to pause. Errors: Unknown.
 func PauseRebuild(ctx context.Context, pool *pgxpool.Pool, name string) error {
-	if _, err := find(name); err != nil {
+	if err := known(name); err != nil {
 		return err
 	}
 	if _, err := pool.Exec(ctx, `UPDATE projections.rebuild SET building = false WHERE projection = $1`, name); err != nil {

@@ -29,7 +29,7 @@ import (
 // status waits until the status of a projection is as told.
 func status(t testing.TB, pool *pgxpool.Pool, store *eventstore.Store, name string, as func(Status) bool) (found Status) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * patience); ; {
+	for deadline := time.Now().Add(2 * patience); ; <-time.After(10 * time.Millisecond) {
 		all, err := Statuses(t.Context(), pool, store)
 		require.NoError(t, err)
 		found = all[slices.IndexFunc(all, func(s Status) bool { return s.Name == name })]
@@ -37,7 +37,6 @@ func status(t testing.TB, pool *pgxpool.Pool, store *eventstore.Store, name stri
 			return found
 		}
 		require.True(t, time.Now().Before(deadline), "%+v %+v", found, found.Rebuild)
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 

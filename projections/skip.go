@@ -17,7 +17,7 @@ import (
 //
 // Only the event that it stands at can be skipped: the ID says that the caller has looked. Errors: Unknown, and Conflict where it stands at no such event.
 func Skip(ctx context.Context, pool *pgxpool.Pool, name string, eventID uuid.UUID, by, reason string) (Skipped, error) {
-	if _, err := find(name); err != nil {
+	if err := known(name); err != nil {
 		return Skipped{}, err
 	}
 	const skip = `
