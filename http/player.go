@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/musique/musique/commands"
@@ -210,17 +211,21 @@ func (s *Server) reportPlayback(c *call) error {
 	if err != nil {
 		return err
 	}
+	return c.report(commands.ReportPlayback{Caller: caller, UserID: c.device.UserID, DeviceID: c.device.DeviceID, DeliveryID: c.pathVar("deliveryId")},
+		"delivered", "playing", "played", "failed")
+}
+
+// report reads what became of a delivery into the command that says of which, and takes the word: one of these statuses.
+func (c *call) report(cmd commands.ReportPlayback, statuses ...string) error {
 	o, err := c.readObject()
 	if err != nil {
 		return err
 	}
-	cmd := commands.ReportPlayback{
-		Caller: caller, UserID: c.device.UserID, DeviceID: c.device.DeviceID, DeliveryID: c.pathVar("deliveryId"),
-		Status: o.oneOf("status", "delivered", "playing", "played", "failed"), At: o.moment("at"), Reason: o.text("reason"),
-	}
+	cmd.Status, cmd.At, cmd.Reason = o.oneOf("status", statuses...), o.moment("at"), o.text("reason")
 	o.check(func(fields *fault.Fields) {
 		if cmd.Status == "" {
-			fields.Add("status", fault.MissingField, "Give the status: delivered, playing, played or failed.")
+			last := len(statuses) - 1
+			fields.Add("status", fault.MissingField, "Give the status: %s or %s.", strings.Join(statuses[:last], ", "), statuses[last])
 		}
 		if len(cmd.Reason) > maxReason {
 			fields.Add("reason", fault.OutOfRange, "The reason has at most %d bytes.", maxReason)
@@ -229,7 +234,7 @@ func (s *Server) reportPlayback(c *call) error {
 	if err := o.err(); err != nil {
 		return err
 	}
-	status, err := s.commands.ReportPlayback.Handle(c.ctx(), cmd)
+	status, err := c.server.commands.ReportPlayback.Handle(c.ctx(), cmd)
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,6 @@
 package httpapi
 
 import (
-	"net/http"
-
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/fault"
@@ -22,31 +20,10 @@ func (s *Server) reportFromEndpoint(c *call) error {
 	if !ok {
 		return errNoReport
 	}
-	o, err := c.readObject()
-	if err != nil {
-		return err
-	}
-	cmd := commands.ReportPlayback{
+	return c.report(commands.ReportPlayback{
 		Caller: commands.Caller{CompanyID: named.CompanyID, Environment: named.Environment, Actor: endpointActor, RequestID: c.id, TraceParent: traceParent(c.r.Header)},
 		UserID: userID, DeliveryID: named.DeliveryID,
-		Status: o.oneOf("status", "playing", "played", "failed"), At: o.moment("at"), Reason: o.text("reason"),
-	}
-	o.check(func(fields *fault.Fields) {
-		if cmd.Status == "" {
-			fields.Add("status", fault.MissingField, "Give the status: playing, played or failed.")
-		}
-		if len(cmd.Reason) > maxReason {
-			fields.Add("reason", fault.OutOfRange, "The reason has at most %d bytes.", maxReason)
-		}
-	})
-	if err := o.err(); err != nil {
-		return err
-	}
-	status, err := s.commands.ReportPlayback.Handle(c.ctx(), cmd)
-	if err != nil {
-		return err
-	}
-	return c.data(http.StatusOK, map[string]string{"deliveryId": cmd.DeliveryID, "status": string(status)})
+	}, "playing", "played", "failed")
 }
 
 // reportPath is where endpoints report, as the router has it.
