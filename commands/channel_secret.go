@@ -68,21 +68,23 @@ func ChannelSecret(ring *keys.Ring, companyID string, env event.Environment, use
 	return ring.Unseal(channelPurpose, sealed, channelContext(companyID, env, userID)...)
 }
 
-// CheckDetails notes what is wrong with the details of a location, and with an endpoint that the operator does not let be one.
+// CheckDetails notes what is wrong with the details of a location, and with an endpoint that cannot be one or that the operator does not let be one.
 func (t *tools) CheckDetails(details location.Details, fields *fault.Fields) {
 	before := len(*fields)
 	details.Check(fields)
-	for _, f := range (*fields)[before:] {
-		if f.Param == "channel.url" {
-			return
-		}
-	}
 	if details.Channel.Type != location.ChannelHTTP {
 		return
 	}
+	wrong := map[string]string{"channel.secret": endpoint.CheckSecret(details.Secret)}
 	if u, err := url.Parse(details.Channel.URL); err == nil {
-		if wrong := t.Endpoints.Check(u); wrong != "" {
-			fields.Add("channel.url", fault.InvalidFormat, "%s", wrong)
+		wrong["channel.url"] = t.Endpoints.Check(u)
+	}
+	for _, f := range (*fields)[before:] {
+		delete(wrong, f.Param)
+	}
+	for _, param := range []string{"channel.url", "channel.secret"} {
+		if wrong[param] != "" {
+			fields.Add(param, fault.InvalidFormat, "%s", wrong[param])
 		}
 	}
 }

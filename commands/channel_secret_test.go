@@ -167,6 +167,13 @@ func TestPrivateEndpointsNeedTheOperator(t *testing.T) {
 	require.NoError(t, err, "what it was let be it may stay")
 	_, err = p.Commands.ChangeLocation.Handle(t.Context(), commands.ChangeLocation{Caller: p.Caller(), ExternalID: "hall", Channel: &location.Channel{Type: "http", URL: "http://10.0.0.1/"}})
 	refused(t, err, fault.InvalidFormat)
+	for _, c := range []location.Details{
+		{Name: "x", Channel: location.Channel{Type: "http", URL: "https://user:p%40ss@radio.example/in"}},
+		{Name: "x", Channel: location.Channel{Type: "http", URL: "https://radio.example/in"}, Secret: "whsec_xyz"},
+	} {
+		_, err := h.RegisterLocation.Handle(t.Context(), commands.RegisterLocation{Caller: p.Caller(), ExternalID: "bar", Details: c})
+		refused(t, err, fault.InvalidFormat)
+	}
 }
 
 // A command with a secret has the same fingerprint as one without: it is no part of what is stored of a request.

@@ -2,12 +2,10 @@ package location
 
 import (
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
-	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -28,8 +26,6 @@ const (
 	// minSecret and maxSecret bound the secret of a channel, in characters.
 	minSecret = 8
 	maxSecret = 256
-	// secretPrefix is what secrets begin with that have the form of Standard Webhooks.
-	secretPrefix = "whsec_"
 	// MaxDevices bounds the devices that one location has at the same time.
 	MaxDevices = 50
 	// Buckets is how many parts the locations are dispatched in.
@@ -234,8 +230,6 @@ func (d Details) Check(fields *fault.Fields) {
 			fields.Add("channel.url", fault.MissingField, "A channel of type http needs a url.")
 		} else if u, err := url.Parse(d.Channel.URL); err != nil || !urlPattern.MatchString(d.Channel.URL) || u.Hostname() == "" || len(d.Channel.URL) > maxURLBytes {
 			fields.Add("channel.url", fault.InvalidFormat, "The url is an absolute http or https URL of at most %d bytes.", maxURLBytes)
-		} else if wrong := wrongURL(u); wrong != "" {
-			fields.Add("channel.url", fault.InvalidFormat, "%s", wrong)
 		}
 		switch {
 		case d.Secret == "":
@@ -243,40 +237,10 @@ func (d Details) Check(fields *fault.Fields) {
 			fields.Add("channel.secret", fault.OutOfRange, "The secret has %d to %d characters.", minSecret, maxSecret)
 		case strings.ContainsFunc(d.Secret, func(r rune) bool { return r < ' ' || r > '~' }):
 			fields.Add("channel.secret", fault.InvalidFormat, "The secret is of printable characters of ASCII.")
-		case strings.HasPrefix(d.Secret, secretPrefix) && !standardSecret(d.Secret): // receivers would decode it and check with another key
-			fields.Add("channel.secret", fault.InvalidFormat, "A secret that begins with whsec_ goes on with the base64 of 24 to 64 bytes.")
 		}
 	default:
 		fields.Add("channel.type", fault.InvalidFormat, "The channel's type is player or http.")
 	}
-}
-
-// wrongURL says what a URL has that nothing can be asked with, "" if it has nothing of that.
-func wrongURL(u *url.URL) string {
-	labels := strings.Split(strings.TrimSuffix(u.Hostname(), "."), ".")
-	last := labels[len(labels)-1]
-	_, notAddress := netip.ParseAddr(u.Hostname())
-	_, notNumber := strconv.ParseUint(last, 0, 64)
-	switch {
-	case u.User != nil: // it would be shown with the location, and kept in the clear
-		return "The url has no user name or password in it; messages are signed with the channel's secret."
-	case u.Port() != "" && !validPort(u.Port()):
-		return "The url's port is from 1 to 65535."
-	case notAddress != nil && (notNumber == nil || strings.Trim(last, "0123456789") == ""): // the URL standard, "ends in a number checker"
-		return "The url's host is a name, or an IP address in its usual form."
-	}
-	return ""
-}
-
-// standardSecret reports whether a secret has the form of Standard Webhooks (https://www.standardwebhooks.com).
-func standardSecret(secret string) bool {
-	raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, secretPrefix))
-	return err == nil && len(raw) >= 24 && len(raw) <= 64
-}
-
-func validPort(text string) bool {
-	port, err := strconv.ParseUint(text, 10, 16)
-	return err == nil && port > 0
 }
 
 // ofTheHost tells names that a machine's database may have beside the IANA ones: they are another zone elsewhere, or none, or count leap seconds.

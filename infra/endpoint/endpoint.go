@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -53,6 +54,12 @@ func (p Policy) Check(u *url.URL) string {
 	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 	addr, err := netip.ParseAddr(host)
 	switch {
+	case u.User != nil: // it would be shown with the location, and kept in the clear
+		return "The url has no user name or password in it; messages are signed with the channel's secret."
+	case u.Port() != "" && !validPort(u.Port()):
+		return "The url's port is from 1 to 65535."
+	case err != nil && endsInNumber(host):
+		return "The url's host is a name, or an IP address in its usual form."
 	case p.AllowPrivate:
 	case !strings.EqualFold(u.Scheme, "https"):
 		return "The url begins with https://."
@@ -60,6 +67,18 @@ func (p Policy) Check(u *url.URL) string {
 		return "The url's address is not one of the public internet."
 	}
 	return ""
+}
+
+func validPort(text string) bool {
+	port, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && port > 0
+}
+
+// endsInNumber tells a host that browsers and resolvers would take for an IPv4 address (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+func endsInNumber(host string) bool {
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	_, err := strconv.ParseUint(last, 0, 64)
+	return err == nil || strings.Trim(last, "0123456789") == ""
 }
 
 // Client makes a client for endpoints. Addresses are checked when it connects, after the name was looked up, so that a name that stands for another address

@@ -71,6 +71,15 @@ func TestWhatAnEndpointMayBe(t *testing.T) {
 		require.Equal(t, fine, strict.Check(u) == "", text)
 		require.Empty(t, lax.Check(u), text)
 	}
+	for text, fine := range map[string]bool{
+		"https://radio.example:8443/in?a=b@c": true, "https://192.0.2.7:8443/in": true, "https://radio.example:65535/": true, "https://radio.example./": true, "https://3.example/": true,
+		"https://user:p%40ss@radio.example/in": false, "https://user@radio.example/": false, "https://radio.example:0/in": false, "https://radio.example:99999/in": false,
+		"https://2130706433/in": false, "https://127.0x1/in": false, "https://0x7f000001/": false, "https://0177.0.0.1/": false, "https://127.1/": false, "https://0/": false,
+	} {
+		u, err := url.Parse(text)
+		require.NoError(t, err)
+		require.Equal(t, fine, lax.Check(u) == "", text)
+	}
 }
 
 func TestAClientReachesNoPrivateAddress(t *testing.T) {
@@ -185,6 +194,10 @@ func TestKeys(t *testing.T) {
 	require.Len(t, endpoint.Key(of(64)), 64)
 	for _, secret := range []string{of(23), of(65), "whsec_", "whsec_?", "a secret of one's own"} {
 		require.Equal(t, secret, string(endpoint.Key(secret)))
+		require.Equal(t, !strings.HasPrefix(secret, "whsec_"), endpoint.CheckSecret(secret) == "", secret)
+	}
+	for _, secret := range []string{"", of(24), of(64), endpoint.NewSecret(), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"} {
+		require.Empty(t, endpoint.CheckSecret(secret))
 	}
 	require.Len(t, endpoint.Key(endpoint.NewSecret()), 32)
 	require.NotEqual(t, endpoint.NewSecret(), endpoint.NewSecret())

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -36,12 +37,29 @@ func NewSecret() string {
 
 // Key is what a secret signs with: the bytes that the base64 after whsec_ stands for, if there are 24 to 64 of them, else those of the secret itself.
 func Key(secret string) []byte {
-	if encoded, ok := strings.CutPrefix(secret, secretPrefix); ok {
-		if raw, err := base64.StdEncoding.DecodeString(encoded); err == nil && len(raw) >= minKeyBytes && len(raw) <= maxKeyBytes {
-			return raw
-		}
+	if key, ok := standardKey(secret); ok {
+		return key
 	}
 	return []byte(secret)
+}
+
+// CheckSecret tells in a sentence why a secret cannot be a channel's, "" if it can: receivers would decode one that only begins like those of Standard Webhooks,
+// and check with another key.
+func CheckSecret(secret string) string {
+	if _, ok := standardKey(secret); strings.HasPrefix(secret, secretPrefix) && !ok {
+		return fmt.Sprintf("A secret that begins with %s goes on with the base64 of %d to %d bytes.", secretPrefix, minKeyBytes, maxKeyBytes)
+	}
+	return ""
+}
+
+// standardKey is the key in a secret that has the form of Standard Webhooks.
+func standardKey(secret string) (key []byte, ok bool) {
+	encoded, ok := strings.CutPrefix(secret, secretPrefix)
+	if !ok {
+		return nil, false
+	}
+	key, err := base64.StdEncoding.DecodeString(encoded)
+	return key, err == nil && len(key) >= minKeyBytes && len(key) <= maxKeyBytes
 }
 
 // Sign gives a message its ID and the time of this attempt and, if there is a secret, the signature over both and the body.
