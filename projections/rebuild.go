@@ -235,7 +235,7 @@ func (b *builder) lead(ctx context.Context) (ended bool, err error) {
 			switch err := b.swap(ctx, lead, pages); {
 			case err == nil:
 				b.log.Info("the rebuilt read model serves", "position", lead.at().Commit)
-				b.drop(ctx, lead)
+				b.drop(ctx)
 				return true, nil
 			case !errors.Is(err, errNotYet):
 				return false, err
@@ -473,12 +473,13 @@ func (b *builder) exchange(ctx context.Context, tx pgx.Tx, through event.Positio
 	return tx.SendBatch(ctx, batch).Close()
 }
 
-// drop drops the tables that served before. It waits for those who read them still; what it cannot drop, the next rebuild does.
-func (b *builder) drop(ctx context.Context, l *lead) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// drop drops the tables that served before. It waits for those who read them still; what it cannot drop, the next rebuild does. The connection of the lead may be
+// gone, so it is not the one.
+func (b *builder) drop(ctx context.Context) {
 	for failures := range dropTries {
-		_, err := l.conn.Exec(ctx, `DROP SCHEMA IF EXISTS `+pgx.Identifier{b.serving.Name + oldSuffix}.Sanitize()+` CASCADE`)
+		try, cancel := context.WithTimeout(ctx, swapTimeout)
+		_, err := b.runner.config.Pool.Exec(try, `DROP SCHEMA IF EXISTS `+pgx.Identifier{b.serving.Name + oldSuffix}.Sanitize()+` CASCADE`)
+		cancel()
 		if err == nil {
 			return
 		}
