@@ -43,7 +43,7 @@ func TestASendReachesTheInboxesOfItsLocations(t *testing.T) {
 	sent := p.SendAs(t, p.Caller(), id, send.Request{Targets: send.Targets{ExternalIDs: []string{"hall", "yard"}}, Priority: "urgent", Repeat: new(2), Volume: new(0)})
 	for _, s := range sent.Sent {
 		eventually(t, func() bool { return len(w.open(t, at(p, event.Live, s.UserID))) == 1 })
-		items, err := inbox.After(t.Context(), w.Pool, at(p, event.Live, s.UserID), 0, 10)
+		items, err := w.inbox.After(t.Context(), at(p, event.Live, s.UserID), 0, 10)
 		require.NoError(t, err)
 		d := items[0].Delivery
 		require.Equal(t, inbox.Deliver, items[0].Kind)

@@ -36,7 +36,7 @@ func TestWhatHasEndedLeavesTheInbox(t *testing.T) {
 	}
 	hall := at(p, event.Live, sent[0].UserID)
 	eventually(t, func() bool { return len(w.open(t, hall)) == len(sent) })
-	items, err := inbox.After(t.Context(), w.Pool, hall, 0, 10)
+	items, err := w.inbox.After(t.Context(), hall, 0, 10)
 	require.NoError(t, err)
 	report(t, p, sent[0], delivery.StatusPlayed)
 	report(t, p, sent[1], delivery.StatusFailed)
@@ -47,7 +47,7 @@ func TestWhatHasEndedLeavesTheInbox(t *testing.T) {
 	// A player that was told of it is told that it is called off; one that comes anew is not.
 	var told []inbox.Item
 	eventually(t, func() bool {
-		told, err = inbox.After(t.Context(), w.Pool, hall, items[4].Seq, 10)
+		told, err = w.inbox.After(t.Context(), hall, items[4].Seq, 10)
 		require.NoError(t, err)
 		return len(told) > 0
 	})

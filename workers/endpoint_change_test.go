@@ -57,7 +57,7 @@ func TestWhatAnEndpointIsToldNoPlayerIs(t *testing.T) {
 	cancel(t, p, called.SendID)
 	var after int64
 	eventually(t, func() bool {
-		items, err := inbox.After(t.Context(), w.Pool, player, 1, 10)
+		items, err := w.inbox.After(t.Context(), player, 1, 10)
 		require.NoError(t, err)
 		if len(items) == 0 {
 			return false
@@ -69,7 +69,7 @@ func TestWhatAnEndpointIsToldNoPlayerIs(t *testing.T) {
 	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 4 })
 	channelOf(t, p, "hall", "")
 	eventually(t, func() bool {
-		items, err := inbox.After(t.Context(), w.Pool, player, after, 10)
+		items, err := w.inbox.After(t.Context(), player, after, 10)
 		require.NoError(t, err)
 		var ids []string
 		for _, i := range items {

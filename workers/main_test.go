@@ -39,6 +39,7 @@ const partitions = 4
 type world struct {
 	*commandstest.World
 	deps  workers.Deps
+	inbox *inbox.Hub    // for the test itself, on connections that cut leaves alone
 	ahead *atomic.Int64 // of the real time, in nanoseconds
 }
 
@@ -47,6 +48,7 @@ func newWorld(t testing.TB) *world {
 	w := &world{World: commandstest.New(t, commandstest.Store(t)), ahead: &atomic.Int64{}}
 	w.Now, w.Endpoints = w.now, private
 	w.Commands = commands.New(w.Deps)
+	w.inbox = inbox.NewHub(w.Pool, commandstest.Quiet)
 	require.NoError(t, workers.Migrate(t.Context(), w.Pool))
 	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})
 	require.NoError(t, err)
@@ -149,7 +151,7 @@ func at(p commandstest.Partner, env event.Environment, userID int64) inbox.Locat
 // open lists the deliveries that a location's player is told of when it comes.
 func (w *world) open(t testing.TB, l inbox.Location) []string {
 	t.Helper()
-	items, err := inbox.After(context.Background(), w.Pool, l, 0, 10_000)
+	items, err := w.inbox.After(context.Background(), l, 0, 10_000)
 	require.NoError(t, err)
 	ids := make([]string, len(items))
 	for i, item := range items {

@@ -13,7 +13,6 @@ import (
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/eventstore"
-	"github.com/musique/musique/workers/inbox"
 )
 
 // Two schedulers are at work; the clock goes from one due time to the next.
@@ -41,7 +40,7 @@ func TestScheduledSendsGoOutWhenTheyAreDue(t *testing.T) {
 		require.Equal(t, []string{"auckland", "utc", "lima"}[i], d.ExternalID)
 		w.set(d.PlayAt.Add(-send.Lead))
 		eventually(t, func() bool { return len(w.inboxOf(t, p)) == i+1 })
-		items, err := inbox.After(t.Context(), w.Pool, at(p, event.Live, d.UserID), 0, 10)
+		items, err := w.inbox.After(t.Context(), at(p, event.Live, d.UserID), 0, 10)
 		require.NoError(t, err)
 		require.Len(t, items, 1)
 		require.True(t, items[0].Delivery.PlayAt.Equal(d.PlayAt))

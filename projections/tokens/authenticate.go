@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,6 +13,7 @@ import (
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/postgres"
 )
 
 // The lengths of the windows that requests are counted in.
@@ -63,39 +63,34 @@ type Caller struct {
 }
 
 const (
-	// slowRoundTrip is after how long those who came meanwhile wait no longer for the round trip that is under way: its connection may hang.
-	slowRoundTrip = 50 * time.Millisecond
-	// maxGathered bounds the requests of one round trip. The statement looks through all tokens for each that it counts: 100 of them take 2 ms of
-	// slowRoundTrip, 1,000 took 80, so that each trip of a busy server would have been slow.
+	// maxGathered bounds the requests of one round trip. The statement looks through all tokens for each that it counts: 100 of them take 2 ms, 1,000 took 80,
+	// so that each trip of a busy server would have been a slow one for a Gatherer.
 	maxGathered = 100
 	// authenticateTimeout bounds one round trip.
 	authenticateTimeout = 10 * time.Second
 )
 
-// Authenticator finds out whom tokens speak for, and counts the requests made with them. Requests that come while others are on their way to the
-// database share the next round trip: a quiet server asks for each at once, a busy one for all that wait. It is safe for concurrent use.
+// Authenticator finds out whom tokens speak for, and counts the requests made with them: those that come at the same moment in one round trip. It is safe for
+// concurrent use.
 type Authenticator struct {
 	pool  *pgxpool.Pool
 	plans company.Plans
 	now   func() time.Time
-
-	mu      sync.Mutex
-	waiting []*presented
-	working bool // a round trip is under way that is not slow
+	trips *postgres.Gatherer[presented]
 }
 
-// presented is a token that a request came with.
+// presented is a token that a request came with, and who came with it.
 type presented struct {
-	ctx    context.Context //nolint:containedctx // it is asked whether the caller is still there
 	hashes []string
-	done   chan struct{} // closed when caller and err are there
 	caller Caller
 	err    error
 }
 
 // NewAuthenticator makes an authenticator over a pool, for these plans; now tells the time.
 func NewAuthenticator(pool *pgxpool.Pool, plans company.Plans, now func() time.Time) *Authenticator {
-	return &Authenticator{pool: pool, plans: plans, now: now}
+	a := &Authenticator{pool: pool, plans: plans, now: now}
+	a.trips = postgres.NewGatherer(maxGathered, a.roundTrip)
+	return a
 }
 
 // Authenticate finds the token by any of its hashes (one per live key) and counts the request against the limits of the company's plan. Limits are exact
@@ -104,56 +99,23 @@ func NewAuthenticator(pool *pgxpool.Pool, plans company.Plans, now func() time.T
 // The caller is given with ExpiredToken and RateLimitExceeded too. Errors: InvalidToken (unknown, revoked, or of a suspended company),
 // ExpiredToken, RateLimitExceeded with the time to wait.
 func (a *Authenticator) Authenticate(ctx context.Context, hashes []string) (Caller, error) {
-	p := &presented{ctx: ctx, hashes: hashes, done: make(chan struct{})}
-	a.mu.Lock()
-	a.waiting = append(a.waiting, p)
-	if !a.working {
-		a.working = true
-		go a.work()
+	p := &presented{hashes: hashes}
+	if err := a.trips.Ask(ctx, p); err != nil {
+		return Caller{}, fmt.Errorf("authenticate: %w", err)
 	}
-	a.mu.Unlock()
-	select {
-	case <-p.done:
-		return p.caller, p.err
-	case <-ctx.Done():
-		return Caller{}, fmt.Errorf("authenticate: %w", context.Cause(ctx))
-	}
-}
-
-// work makes round trips until nobody waits, or until one was slow and another works in its place.
-func (a *Authenticator) work() {
-	for {
-		a.mu.Lock()
-		if len(a.waiting) == 0 {
-			a.working = false
-			a.mu.Unlock()
-			return
-		}
-		most := min(len(a.waiting), maxGathered)
-		taken := a.waiting[:most:most]
-		a.waiting = a.waiting[most:]
-		a.mu.Unlock()
-		slow := time.AfterFunc(slowRoundTrip, a.work)
-		a.roundTrip(taken)
-		if !slow.Stop() {
-			return
-		}
-	}
+	return p.caller, p.err
 }
 
 //go:embed authenticate.sql
 var authenticate string
 
-// roundTrip answers all of these in one statement. Those who left meanwhile are not counted.
+// roundTrip answers all of these in one statement.
 func (a *Authenticator) roundTrip(all []*presented) {
 	var hashes []string
 	var numbers []int32
 	var requests []int64
 	byToken, number := make([][]*presented, 0, len(all)), make(map[string]int, len(all))
 	for _, p := range all {
-		if p.ctx.Err() != nil {
-			continue
-		}
 		n, known := number[p.hashes[0]]
 		if !known {
 			n = len(byToken)
@@ -178,7 +140,6 @@ func (a *Authenticator) roundTrip(all []*presented) {
 			default:
 				p.caller, p.err = found.at(int64(i))
 			}
-			close(p.done)
 		}
 	}
 }

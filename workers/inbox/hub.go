@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/musique/musique/infra/postgres"
 )
 
 const (
@@ -23,7 +25,7 @@ const (
 type Hub struct {
 	pool  *pgxpool.Pool
 	log   *slog.Logger
-	reads *reader
+	reads *postgres.Gatherer[reading]
 
 	mu      sync.Mutex
 	waiting map[Location]map[chan struct{}]struct{}
@@ -32,7 +34,9 @@ type Hub struct {
 
 // NewHub makes a hub; Run makes it listen.
 func NewHub(pool *pgxpool.Pool, log *slog.Logger) *Hub {
-	return &Hub{pool: pool, log: log, reads: &reader{pool: pool}, waiting: map[Location]map[chan struct{}]struct{}{}, all: map[chan struct{}]struct{}{}}
+	h := &Hub{pool: pool, log: log, waiting: map[Location]map[chan struct{}]struct{}{}, all: map[chan struct{}]struct{}{}}
+	h.reads = postgres.NewGatherer(maxReads, h.read)
+	return h
 }
 
 // Subscribe gives a channel that is signalled whenever a location may have new items; several signals can be one. Call stop when done. Subscribe first,

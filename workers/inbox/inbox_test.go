@@ -368,8 +368,9 @@ func TestAHubWhoseConnectionBreaksMissesNothing(t *testing.T) {
 func TestAnInboxThatIsMadeAgainTellsEverything(t *testing.T) {
 	t.Parallel()
 	ctx, pool, l := t.Context(), postgrestest.New(t), newLocation()
+	hub := inbox.NewHub(pool, commandstest.Quiet)
 	told := func(after int64, ids ...string) (last int64) {
-		items, err := inbox.After(ctx, pool, l, after, 100)
+		items, err := hub.After(ctx, l, after, 100)
 		require.NoError(t, err)
 		require.Len(t, items, len(ids))
 		for i, item := range items {

@@ -4,39 +4,23 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 const (
-	// slowRead is after how long those who came meanwhile wait no longer for the round trip that is under way: its connection may hang.
-	slowRead = 50 * time.Millisecond
-	// maxReads bounds the inboxes that are read in one round trip.
+	// maxReads bounds the inboxes that are read in one round trip: of a broadcast's thousands of players each few hundred cost what one does.
 	maxReads = 256
 	// readTimeout bounds one round trip.
 	readTimeout = 5 * time.Second
 )
 
-// reader reads inboxes. Those who come while others are on their way to the database share the next round trip: one player that is woken is told at once,
-// and of a broadcast's thousands each few hundred cost what one does.
-type reader struct {
-	pool *pgxpool.Pool
-
-	mu      sync.Mutex
-	waiting []*reading
-	working bool // a round trip is under way that is not slow
-}
-
-// reading is what one reader wants to know.
+// reading is what one reader wants to know, and what there is.
 type reading struct {
-	ctx   context.Context //nolint:containedctx // it is asked whether the reader is still there
 	of    Location
 	after int64
 	limit int
-	done  chan struct{} // closed when items and err are there
 	items []Item
 	err   error
 }
@@ -44,54 +28,15 @@ type reading struct {
 // After gives up to limit items of a location that come after seq, the oldest first. Deliveries that have ended, or expired, or whose send is cancelled, are not
 // among them, nor those that the location's endpoint has; and none is while it has an endpoint. From seq 0 on it is all that is open.
 func (h *Hub) After(ctx context.Context, l Location, seq int64, limit int) ([]Item, error) {
-	return h.reads.read(ctx, l, seq, limit)
-}
-
-// After is Hub.After for whoever reads alone.
-func After(ctx context.Context, pool *pgxpool.Pool, l Location, seq int64, limit int) ([]Item, error) {
-	return (&reader{pool: pool}).read(ctx, l, seq, limit)
-}
-
-func (r *reader) read(ctx context.Context, l Location, seq int64, limit int) ([]Item, error) {
-	one := &reading{ctx: ctx, of: l, after: seq, limit: limit, done: make(chan struct{})}
-	r.mu.Lock()
-	r.waiting = append(r.waiting, one)
-	if !r.working {
-		r.working = true
-		go r.work()
+	one := &reading{of: l, after: seq, limit: limit}
+	if err := h.reads.Ask(ctx, one); err != nil {
+		return nil, fmt.Errorf("inbox: %w", err)
 	}
-	r.mu.Unlock()
-	select {
-	case <-one.done:
-		return one.items, one.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("inbox: %w", context.Cause(ctx))
-	}
+	return one.items, one.err
 }
 
-// work makes round trips until nobody waits, or until one was slow and another works in its place.
-func (r *reader) work() {
-	for {
-		r.mu.Lock()
-		if len(r.waiting) == 0 {
-			r.waiting, r.working = nil, false // what thousands waited in is not kept
-			r.mu.Unlock()
-			return
-		}
-		most := min(len(r.waiting), maxReads)
-		taken := r.waiting[:most:most]
-		r.waiting = r.waiting[most:]
-		r.mu.Unlock()
-		slow := time.AfterFunc(slowRead, r.work)
-		r.roundTrip(taken)
-		if !slow.Stop() {
-			return
-		}
-	}
-}
-
-// roundTrip reads all of these inboxes in one statement. Those who left meanwhile are left out.
-func (r *reader) roundTrip(all []*reading) {
+// read reads all of these inboxes in one statement.
+func (h *Hub) read(all []*reading) {
 	const query = `
 SELECT q.n, i.seq, i.kind, i.payload
 FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::int[]) AS q (n, company_id, environment, user_id, after, most)
@@ -112,19 +57,13 @@ ORDER BY q.n, i.seq`
 	var companies, environments []string
 	var users, afters []int64
 	for n, one := range all {
-		if one.ctx.Err() != nil {
-			continue
-		}
 		numbers, companies, environments = append(numbers, int32(n)), append(companies, one.of.CompanyID), append(environments, string(one.of.Environment))
 		users, afters, limits = append(users, one.of.UserID), append(afters, one.after), append(limits, int32(one.limit))
 	}
 	err := func() error {
-		if len(numbers) == 0 {
-			return nil
-		}
 		ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
 		defer cancel()
-		rows, err := r.pool.Query(ctx, query, numbers, companies, environments, users, afters, limits)
+		rows, err := h.pool.Query(ctx, query, numbers, companies, environments, users, afters, limits)
 		if err != nil {
 			return err
 		}
@@ -141,10 +80,10 @@ ORDER BY q.n, i.seq`
 		})
 		return err
 	}()
+	if err == nil {
+		return
+	}
 	for _, one := range all {
-		if err != nil {
-			one.items, one.err = nil, fmt.Errorf("inbox: %w", err)
-		}
-		close(one.done)
+		one.items, one.err = nil, fmt.Errorf("inbox: %w", err)
 	}
 }
