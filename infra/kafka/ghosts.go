@@ -57,7 +57,7 @@ func (g *ghosts) hear(request kmsg.Request) {
 
 // run looks for ghosts until stop is closed.
 func (g *ghosts) run(addr string, stop <-chan struct{}, log *slog.Logger) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.ClientID(clientID))
+	client, err := newClient([]string{addr})
 	if err != nil {
 		log.Error("embedded kafka: dead consumers cannot be looked for", "error", err)
 		return

@@ -19,10 +19,9 @@ const newestTimeout = 15 * time.Second
 func Newest(ctx context.Context, brokers []string, topic string) (value []byte, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, newestTimeout)
 	defer cancel()
-	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ClientID(clientID), kgo.DialTimeout(dialTimeout),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().AtEnd().Relative(-1)}}))
+	client, err := newClient(brokers, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().AtEnd().Relative(-1)}}))
 	if err != nil {
-		return nil, false, fmt.Errorf("kafka: %w", err)
+		return nil, false, err
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)

@@ -60,16 +60,11 @@ func (p *Publisher) connect() (*kgo.Client, error) {
 	if len(p.brokers) == 0 {
 		return nil, errors.New("kafka: no brokers")
 	}
-	client, err := kgo.NewClient(
-		kgo.SeedBrokers(p.brokers...), kgo.ClientID(clientID), kgo.DialTimeout(dialTimeout),
+	return newClient(p.brokers,
 		kgo.ProduceRequestTimeout(produceTimeout), kgo.RequestTimeoutOverhead(requestTimeout),
 		kgo.ProducerBatchMaxBytes(MaxMessageBytes), kgo.MaxBufferedRecords(maxBuffered), kgo.ProducerLinger(0),
 		kgo.ProducerBatchCompression(kgo.SnappyCompression()),
 	)
-	if err != nil {
-		return nil, fmt.Errorf("kafka: %w", err)
-	}
-	return client, nil
 }
 
 // Publish returns when the brokers have all messages durably, or with an error: then any of them may be there, but none without those of its key

@@ -86,9 +86,18 @@ func Ping(ctx context.Context, brokers []string) error {
 }
 
 func newAdmin(brokers []string) (*kadm.Client, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ClientID(clientID), kgo.DialTimeout(dialTimeout))
+	client, err := newClient(brokers)
+	if err != nil {
+		return nil, err
+	}
+	return kadm.NewClient(client), nil
+}
+
+// newClient is a client that the brokers know as ours.
+func newClient(brokers []string, more ...kgo.Opt) (*kgo.Client, error) {
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(brokers...), kgo.ClientID(clientID), kgo.DialTimeout(dialTimeout)}, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
-	return kadm.NewClient(client), nil
+	return client, nil
 }
