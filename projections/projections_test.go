@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -29,30 +28,6 @@ func named(name string) Projection {
 	return All()[slices.IndexFunc(All(), func(p Projection) bool { return p.Name == name })]
 }
 
-// dump is every row of a schema's tables as text, in an order of its own.
-func dump(t require.TestingT, pool *pgxpool.Pool, schema string) string {
-	ctx := context.Background()
-	var out strings.Builder
-	for _, table := range tables(t, pool, schema) {
-		rows, err := pool.Query(ctx, fmt.Sprintf("SELECT r::text FROM %s r ORDER BY r::text", pgx.Identifier{schema, table}.Sanitize()))
-		require.NoError(t, err)
-		texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		require.NoError(t, err)
-		fmt.Fprintf(&out, "%s: %d\n%s\n", table, len(texts), strings.Join(texts, "\n"))
-	}
-	return out.String()
-}
-
-// tables lists a schema's tables but for the list of its migrations and the partitions, which are part of another.
-func tables(t require.TestingT, pool *pgxpool.Pool, schema string) []string {
-	rows, err := pool.Query(context.Background(), `SELECT relname FROM pg_class
-		WHERE relnamespace = $1::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'migrations' ORDER BY relname`, schema)
-	require.NoError(t, err)
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	require.NoError(t, err)
-	return names
-}
-
 // workshop applies events to a projection without a store, again and again.
 type workshop struct {
 	pool       *pgxpool.Pool
@@ -71,7 +46,7 @@ func open(t testing.TB, pool *pgxpool.Pool, p Projection) *workshop {
 // empty takes the projection back to where it was before its first event.
 func (w *workshop) empty(t require.TestingT) {
 	var statements strings.Builder
-	for _, table := range tables(t, w.pool, w.projection.Name) {
+	for _, table := range postgrestest.Tables(t, w.pool, w.projection.Name) {
 		fmt.Fprintf(&statements, "DELETE FROM %s; ", table)
 	}
 	if w.projection.Name == Usage {
@@ -121,10 +96,10 @@ func TestPagesDoNotShowInTheRows(t *testing.T) {
 			name := w.projection.Name
 			w.empty(t)
 			w.project(t, events, single)
-			want := dump(t, pool, name)
+			want := postgrestest.Dump(t, pool, name)
 			w.empty(t)
 			w.project(t, events, cuts)
-			require.Equal(t, want, dump(t, pool, name), name)
+			require.Equal(t, want, postgrestest.Dump(t, pool, name), name)
 		}
 	})
 }
@@ -175,13 +150,13 @@ func TestAReadModelCanBeBuiltBesideItself(t *testing.T) {
 	events := longHistory(t)
 	for _, p := range All() {
 		open(t, pool, p).project(t, events, nil)
-		want := dump(t, pool, p.Name)
+		want := postgrestest.Dump(t, pool, p.Name)
 		next := p
 		next.Name = p.Name + "_next"
 		require.NoError(t, migrateSchema(t.Context(), pool, next.Name, next.Migrations))
 		open(t, pool, next).project(t, events, nil)
-		require.Equal(t, want, dump(t, pool, next.Name), p.Name)
-		require.Equal(t, want, dump(t, pool, p.Name), p.Name)
+		require.Equal(t, want, postgrestest.Dump(t, pool, next.Name), p.Name)
+		require.Equal(t, want, postgrestest.Dump(t, pool, p.Name), p.Name)
 	}
 }
 

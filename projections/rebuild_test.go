@@ -22,6 +22,7 @@ import (
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/postgres/postgrestest"
 	"github.com/musique/musique/projections/audiolibrary"
 	"github.com/musique/musique/projections/usagelogs"
 )
@@ -101,8 +102,8 @@ func TestARebuildGivesTheRowsOfTheVersionThatServes(t *testing.T) {
 	for _, p := range All() {
 		reach(t, positions, last, p.Name)
 		reach(t, others, last, p.Name)
-		require.Equal(t, dump(t, other, p.Name), dump(t, pool, p.Name), p.Name)
-		require.Contains(t, dump(t, pool, p.Name), "co_one", p.Name)
+		require.Equal(t, postgrestest.Dump(t, other, p.Name), postgrestest.Dump(t, pool, p.Name), p.Name)
+		require.Contains(t, postgrestest.Dump(t, pool, p.Name), "co_one", p.Name)
 		require.Eventually(t, func() bool { return len(schemas(t, pool, p.Name)) == 1 }, patience, 10*time.Millisecond, "nothing is left behind")
 	}
 }
@@ -336,16 +337,16 @@ func TestARebuildKeepsOutWhatWasDropped(t *testing.T) {
 		require.True(t, err == nil || errors.Is(err, usagelogs.ErrNotYet), err)
 		return err == nil
 	}, patience, 10*time.Millisecond)
-	before := dump(t, pool, Usage)
+	before := postgrestest.Dump(t, pool, Usage)
 	require.NotContains(t, before, "req_199")
 	require.NoError(t, StartRebuild(t.Context(), pool, Usage, false))
 	status(t, pool, store, Usage, rebuilt(1))
-	require.Equal(t, before, dump(t, pool, Usage))
+	require.Equal(t, before, postgrestest.Dump(t, pool, Usage))
 	require.NoError(t, usagelogs.DropExpired(t.Context(), pool, now.AddDate(0, 0, 30)), "and dropping goes on")
-	require.NotContains(t, dump(t, pool, Usage), "req_110")
+	require.NotContains(t, postgrestest.Dump(t, pool, Usage), "req_110")
 	late := add(t, store, usage.StreamPrefix+"any", usage.ApiRequestServed{RequestID: "req_late", Timestamp: now.Add(time.Hour)})
 	reach(t, positions, late, Usage)
-	require.Contains(t, dump(t, pool, Usage), "req_late")
+	require.Contains(t, postgrestest.Dump(t, pool, Usage), "req_late")
 }
 
 // The counts that status tells are those of the events that were applied.

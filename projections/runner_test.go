@@ -21,6 +21,7 @@ import (
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/postgres/postgrestest"
 	"github.com/musique/musique/projections/audiolibrary"
 )
 
@@ -132,10 +133,10 @@ func TestAReplayGivesTheSameRows(t *testing.T) {
 	stop()
 	before := map[string]string{}
 	for _, p := range All() {
-		before[p.Name] = dump(t, pool, p.Name)
+		before[p.Name] = postgrestest.Dump(t, pool, p.Name)
 		require.Contains(t, before[p.Name], "co_one", p.Name)
 		open(t, pool, p).empty(t)
-		require.NotEqual(t, before[p.Name], dump(t, pool, p.Name), p.Name)
+		require.NotEqual(t, before[p.Name], postgrestest.Dump(t, pool, p.Name), p.Name)
 	}
 	again := listen(t, pool)
 	_, err := pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'musique projection %'") // the workshops' leads
@@ -143,7 +144,7 @@ func TestAReplayGivesTheSameRows(t *testing.T) {
 	run(t, store, pool)
 	for _, p := range All() {
 		reach(t, again, last, p.Name)
-		require.Equal(t, before[p.Name], dump(t, pool, p.Name), p.Name)
+		require.Equal(t, before[p.Name], postgrestest.Dump(t, pool, p.Name), p.Name)
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -506,10 +505,12 @@ func (r *run) checkReplay() {
 		commandstest.Run(t, projections.NewRunner(projections.RunnerConfig{Store: r.store, Pool: pool, Log: commandstest.Quiet}).Run)
 	}
 	for _, p := range projections.All() {
+		// How far usage is kept is not compared: the cleanup says so, and no event.
+		rowsOf := func(pool *pgxpool.Pool) string { return postgrestest.Dump(t, pool, p.Name, "kept") }
 		var one, other string
 		deadline := time.Now().Add(patience)
 		for {
-			one, other = dump(t, r.admin, p.Name), dump(t, again, p.Name)
+			one, other = rowsOf(r.admin), rowsOf(again)
 			if one == other && r.passed(again, p) && r.passed(r.admin, p) || time.Now().After(deadline) {
 				break
 			}
@@ -528,25 +529,6 @@ func (r *run) passed(pool *pgxpool.Pool, p projections.Projection) bool {
 	events, _, done, err := r.store.ReadAll(r.t.Context(), event.Position{Commit: uint64(commit), Prepare: uint64(commit)}, pageEvents)
 	require.NoError(r.t, err)
 	return done && !slices.ContainsFunc(events, func(e event.Recorded) bool { return slices.Contains(p.Types, e.Type) })
-}
-
-// dump is every row of a schema's tables as text, in an order of its own. How far usage is kept is not among them: the cleanup says so, and no event.
-func dump(t require.TestingT, pool *pgxpool.Pool, schema string) string {
-	ctx := context.Background()
-	found, err := pool.Query(ctx, `SELECT relname FROM pg_class
-		WHERE relnamespace = $1::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition AND relname NOT IN ('migrations', 'kept') ORDER BY relname`, schema)
-	require.NoError(t, err)
-	tables, err := pgx.CollectRows(found, pgx.RowTo[string])
-	require.NoError(t, err)
-	var out strings.Builder
-	for _, table := range tables {
-		rows, err := pool.Query(ctx, fmt.Sprintf("SELECT r::text FROM %s r ORDER BY r::text", pgx.Identifier{schema, table}.Sanitize()))
-		require.NoError(t, err)
-		texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		require.NoError(t, err)
-		fmt.Fprintf(&out, "%s: %d\n%s\n", table, len(texts), strings.Join(texts, "\n"))
-	}
-	return out.String()
 }
 
 // difference is the first line in which two texts differ.

@@ -4,9 +4,11 @@ package postgrestest
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -79,4 +81,29 @@ func execute(t testing.TB, url, statement string) {
 	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, statement)
 	require.NoError(t, err)
+}
+
+// Tables lists a schema's tables but for the list of its migrations, the partitions, which are part of another, and those that are named.
+func Tables(t require.TestingT, pool *pgxpool.Pool, schema string, without ...string) []string {
+	rows, err := pool.Query(context.Background(), `SELECT relname FROM pg_class
+		WHERE relnamespace = $1::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> ALL($2::text[]) ORDER BY relname`,
+		schema, append([]string{"migrations"}, without...))
+	require.NoError(t, err)
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	return names
+}
+
+// Dump is every row of those tables as text, in an order of its own.
+func Dump(t require.TestingT, pool *pgxpool.Pool, schema string, without ...string) string {
+	ctx := context.Background()
+	var out strings.Builder
+	for _, table := range Tables(t, pool, schema, without...) {
+		rows, err := pool.Query(ctx, fmt.Sprintf("SELECT r::text FROM %s r ORDER BY r::text", pgx.Identifier{schema, table}.Sanitize()))
+		require.NoError(t, err)
+		texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		fmt.Fprintf(&out, "%s: %d\n%s\n", table, len(texts), strings.Join(texts, "\n"))
+	}
+	return out.String()
 }
