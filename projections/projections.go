@@ -14,6 +14,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/projections/audiolibrary"
+	"github.com/musique/musique/projections/audit"
 	"github.com/musique/musique/projections/locations"
 	"github.com/musique/musique/projections/quotas"
 	"github.com/musique/musique/projections/sends"
@@ -49,6 +50,7 @@ const (
 	Audio     = "audio"
 	Sends     = "sends"
 	Usage     = "usage"
+	Audit     = "audit"
 )
 
 // All lists the read models.
@@ -59,6 +61,7 @@ func All() []Projection {
 		{Name: Audio, Types: audiolibrary.Types, Migrations: audiolibrary.Migrations, Apply: audiolibrary.Apply},
 		{Name: Sends, Types: sends.Types, Migrations: sends.Migrations, Apply: sends.Apply},
 		{Name: Usage, Types: usagelogs.Types, Migrations: usagelogs.Migrations, Apply: usagelogs.Apply, Beside: true, Carry: usagelogs.Carry},
+		{Name: Audit, Types: audit.Types, Migrations: audit.Migrations, Apply: audit.Apply},
 	}
 }
 

@@ -205,7 +205,8 @@ func TestARebuildStopsAtAnEventAndGoesOn(t *testing.T) {
 	require.Positive(t, s.LagSeconds)
 	stopped, err := Stopped(t.Context(), pool)
 	require.NoError(t, err)
-	require.Equal(t, []string{Audio}, stopped)
+	require.Contains(t, stopped, Audio)
+	require.Subset(t, []string{Audio, Audit}, stopped, "which follows the event, too")
 
 	stop()
 	require.Equal(t, s.Rebuild.Position, status(t, pool, store, Audio, func(s Status) bool { return s.Rebuild != nil }).Rebuild.Position)
