@@ -56,6 +56,10 @@ func TestMain(m *testing.M) {
 // startProgram runs a broker in a process of its own, and returns what kills it (kill -9), and its address.
 func startProgram(t *testing.T, dir, listen string) (kill func(), address string) {
 	t.Helper()
+	if kafkatest.Apache() {
+		server := kafkatest.Start(t, dir, listen)
+		return server.Kill, server.Address
+	}
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.Command(exe)
@@ -83,7 +87,18 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func startBroker(t *testing.T, dir, listen string) *kafka.Embedded {
+// startBroker runs a broker that ends as it does when nothing is wrong.
+func startBroker(t *testing.T, dir, listen string) (stop func(), brokers []string) {
+	t.Helper()
+	if kafkatest.Apache() {
+		server := kafkatest.Start(t, dir, listen)
+		return func() { server.Stop(t) }, []string{server.Address}
+	}
+	broker := startEmbedded(t, dir, listen)
+	return func() { require.NoError(t, broker.Close()) }, broker.Brokers()
+}
+
+func startEmbedded(t *testing.T, dir, listen string) *kafka.Embedded {
 	t.Helper()
 	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{Dir: dir, Listen: listen, Log: testLog(t)})
 	require.NoError(t, err)
@@ -145,21 +160,21 @@ func admin(t *testing.T, brokers []string) *kadm.Client {
 func TestCloseAndStartKeepMessagesAndPlaces(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	first := startBroker(t, dir, "")
-	require.NoError(t, kafka.EnsureTopics(t.Context(), first.Brokers(), kafka.Topic{Name: "kept", Partitions: 1}))
-	require.NoError(t, send(newPublisher(t, first.Brokers()), "kept", "key", "one", "two"))
-	subscriber, err := kafka.NewSubscriber(first.Brokers(), "group", testLog(t))
+	stop, brokers := startBroker(t, dir, "")
+	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: "kept", Partitions: 1}))
+	require.NoError(t, send(newPublisher(t, brokers), "kept", "key", "one", "two"))
+	subscriber, err := kafka.NewSubscriber(brokers, "group", testLog(t))
 	require.NoError(t, err)
 	messages, err := subscriber.Subscribe(t.Context(), "kept")
 	require.NoError(t, err)
 	require.Equal(t, "one", receive(t, messages))
 	require.Equal(t, "two", string((<-messages).Payload), "which shows that the acknowledgement of the one before has arrived")
 	require.NoError(t, subscriber.Close())
-	require.NoError(t, first.Close())
+	stop()
 
-	second := startBroker(t, dir, "")
-	require.NoError(t, send(newPublisher(t, second.Brokers()), "kept", "key", "three"))
-	again := subscribe(t, second.Brokers(), "group", "kept")
+	_, brokers = startBroker(t, dir, "")
+	require.NoError(t, send(newPublisher(t, brokers), "kept", "key", "three"))
+	again := subscribe(t, brokers, "group", "kept")
 	require.Equal(t, "two", receive(t, again), "the first that was not acknowledged")
 	require.Equal(t, "three", receive(t, again))
 }
@@ -168,7 +183,7 @@ func TestAKilledBrokerHasAllThatItAcknowledged(t *testing.T) {
 	t.Parallel()
 	const writers, rounds, enough = 4, 3, 50
 	dir := t.TempDir()
-	kill, address := startProgram(t, dir, "127.0.0.1:0")
+	kill, address := startProgram(t, dir, "")
 	require.NoError(t, kafka.EnsureTopics(t.Context(), []string{address}, kafka.Topic{Name: "acknowledged", Partitions: 4}))
 
 	var mu sync.Mutex
@@ -228,7 +243,7 @@ func TestAKilledBrokerHasAllThatItAcknowledged(t *testing.T) {
 func TestClientsGoOnAfterTheBrokersRestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	kill, address := startProgram(t, dir, "127.0.0.1:0")
+	kill, address := startProgram(t, dir, "")
 	brokers := []string{address}
 	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: "restart", Partitions: 2}))
 	publisher := newPublisher(t, brokers)
@@ -258,8 +273,7 @@ func TestOrderHoldsWhateverFails(t *testing.T) {
 	t.Parallel()
 	const restarts, perCall, bytes = 6, 60, 60_000 // a call is several batches
 	dir := t.TempDir()
-	broker := startBroker(t, dir, "127.0.0.1:0")
-	brokers := broker.Brokers()
+	stop, brokers := startBroker(t, dir, "")
 	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: "order", Partitions: 1}))
 	publisher := newPublisher(t, brokers)
 	var over atomic.Bool
@@ -279,9 +293,9 @@ func TestOrderHoldsWhateverFails(t *testing.T) {
 	random := mathrand.New(mathrand.NewPCG(1, 2))
 	for range restarts {
 		<-time.After(time.Duration(100+random.IntN(400)) * time.Millisecond) // anywhere in a call
-		require.NoError(t, broker.Close())
+		stop()
 		<-time.After(time.Duration(300+random.IntN(900)) * time.Millisecond) // shorter and longer than clients retry at once
-		broker = startBroker(t, dir, brokers[0])
+		stop, _ = startBroker(t, dir, brokers[0])
 	}
 	over.Store(true)
 	total := <-published
@@ -470,7 +484,7 @@ func firstOffset(t *testing.T, broker *kafka.Embedded, topic string) int64 {
 func TestABrokersFolderAndAddress(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	broker := startBroker(t, dir, "")
+	broker := startEmbedded(t, dir, "")
 	_, err := kafka.StartEmbedded(kafka.EmbeddedOptions{Dir: dir})
 	require.ErrorContains(t, err, "in use")
 	_, err = kafka.StartEmbedded(kafka.EmbeddedOptions{Listen: broker.Brokers()[0]})
