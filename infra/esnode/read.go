@@ -2,7 +2,10 @@ package esnode
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"math"
 	"strconv"
 	"time"
@@ -35,7 +38,7 @@ type streamPage struct {
 
 // readStream reads a part of a stream, from a revision on (included), at most count events, in the direction asked; forwards it ends with
 // revision to.
-func readStream(v *view, stream string, backwards bool, from, to int64, count uint64, now time.Time) (streamPage, error) {
+func readStream(v *view, stream string, backwards bool, from, to int64, count uint64, now time.Time) (page streamPage, err error) {
 	h, err := headOf(v.snapshot, stream)
 	if err != nil {
 		return streamPage{}, err
@@ -46,7 +49,7 @@ func readStream(v *view, stream string, backwards bool, from, to int64, count ui
 	if !h.exists() {
 		return streamPage{}, streamNotFound{stream}
 	}
-	page := streamPage{next: from, done: true, last: h.last}
+	page = streamPage{next: from, done: true, last: h.last}
 	lower := streamKey(stream, uint64(h.first()))
 	upper := append(streamKey(stream, uint64(min(h.last, to))), 0)
 	if backwards && from < h.last {
@@ -55,13 +58,15 @@ func readStream(v *view, stream string, backwards bool, from, to int64, count ui
 	if !backwards && from > h.first() {
 		lower = streamKey(stream, uint64(from))
 	}
+	events := eventReader{reader: v.snapshot}
+	defer func() { err = errors.Join(err, events.close()) }()
 	looked, bytes := 0, 0
 	err = eachPosition(v.snapshot, lower, upper, backwards, func(value []byte) (bool, error) {
 		if looked == pageEvents || bytes >= pageBytes || uint64(len(page.events)) == count {
 			page.done = uint64(len(page.events)) == count
 			return false, nil
 		}
-		e, err := eventAt(v.snapshot, binary.BigEndian.Uint64(value))
+		e, err := events.at(binary.BigEndian.Uint64(value))
 		if err != nil {
 			return false, err
 		}
@@ -77,6 +82,44 @@ func readStream(v *view, stream string, backwards bool, from, to int64, count ui
 		return true, nil
 	})
 	return page, err
+}
+
+// eventReader reads events by their positions. What was appended together stands together, so it goes on from the event before where it can: most
+// streams have an event or two, for which a look at each is the cheaper way, but a broadcast has many.
+type eventReader struct {
+	reader pebble.Reader
+	looked bool
+	it     *pebble.Iterator
+}
+
+func (r *eventReader) at(position uint64) (*recorded, error) {
+	if !r.looked {
+		r.looked = true
+		return eventAt(r.reader, position)
+	}
+	if r.it == nil {
+		it, err := r.reader.NewIter(&pebble.IterOptions{LowerBound: eventKey(0), UpperBound: eventKey(math.MaxUint64)})
+		if err != nil {
+			return nil, err
+		}
+		r.it = it
+	}
+	key := eventKey(position)
+	if there := r.it.Valid() && r.it.Next() && bytes.Equal(r.it.Key(), key); !there && !(r.it.SeekGE(key) && bytes.Equal(r.it.Key(), key)) {
+		return nil, fmt.Errorf("event at position %d: %w", position, cmp.Or(r.it.Error(), pebble.ErrNotFound))
+	}
+	value, err := r.it.ValueAndErr()
+	if err != nil {
+		return nil, fmt.Errorf("event at position %d: %w", position, err)
+	}
+	return decodeEvent(value)
+}
+
+func (r *eventReader) close() error {
+	if r.it == nil {
+		return nil
+	}
+	return r.it.Close()
 }
 
 // allPage is a part of a read of `$all`.

@@ -179,3 +179,41 @@ func BenchmarkQuietPage(b *testing.B) {
 		b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), name+"-p99-µs")
 	}
 }
+
+// BenchmarkFollowers has eight subscriptions of one store follow what is appended meanwhile, and one do so alone. The ratio is how fast all eight have an
+// event in parts of how fast the one has it.
+func BenchmarkFollowers(b *testing.B) {
+	const total, batch = 20_000, 100
+	run := func(followers int) time.Duration {
+		store, kind := storetest.Open(b), newType()
+		start, err := store.Head(b.Context())
+		require.NoError(b, err)
+		all := make([]*following, followers)
+		for i := range all {
+			all[i] = follow(b, store, start, eventstore.SubscriberConfig{Types: []string{kind}, FilterHere: true}, 0)
+			defer all[i].subscriber.Close()
+		}
+		began := time.Now()
+		var last event.Position
+		for i := 0; i < total; i += batch {
+			events := make([]event.Proposed, batch)
+			for j := range events {
+				events[j] = proposed(kind, i+j)
+			}
+			last, err = store.Append(b.Context(), "bench-"+kind, eventstore.Any, events...)
+			require.NoError(b, err)
+		}
+		for _, f := range all {
+			require.Len(b, f.after(b, last), total)
+		}
+		return time.Since(began)
+	}
+	var alone, together time.Duration
+	for b.Loop() {
+		alone += run(1)
+		together += run(8)
+	}
+	b.ReportMetric(float64(total*b.N)/alone.Seconds(), "events/s-of-one")
+	b.ReportMetric(float64(total*b.N)/together.Seconds(), "events/s-of-eight")
+	b.ReportMetric(alone.Seconds()/together.Seconds(), "ratio")
+}

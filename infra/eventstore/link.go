@@ -49,6 +49,7 @@ var (
 // Where that does not come (the client of a cluster can lose the leader that it was sent to), it is closed all the same after retireGrace: then
 // calls that wait forever panic, and run turns that into an error.
 type link struct {
+	metrics
 	config *esdb.Configuration
 	log    *slog.Logger
 	ctx    context.Context // over when the link is closed
@@ -61,6 +62,7 @@ type link struct {
 	up      chan struct{}            // closed once current is there
 	away    time.Time                // since when current is nil
 	reason  error                    // of the last try that failed
+	lost    int                      // connections that were taken out of use
 }
 
 // connection is one client and the calls that use it.
@@ -89,7 +91,7 @@ func newLink(config *esdb.Configuration, log *slog.Logger) *link {
 	config.DiscoveryInterval = 1 // ms; the client sleeps it after its last attempt too
 	config.GossipTimeout = min(config.GossipTimeout, int(probeTimeout/time.Second))
 	ctx, cancel := context.WithCancelCause(context.Background())
-	l := &link{config: config, log: log, ctx: ctx, cancel: cancel, all: map[*connection]struct{}{}, up: make(chan struct{}), away: time.Now(), reason: errors.New("it has not answered yet")}
+	l := &link{metrics: newMetrics(), config: config, log: log, ctx: ctx, cancel: cancel, all: map[*connection]struct{}{}, up: make(chan struct{}), away: time.Now(), reason: errors.New("it has not answered yet")}
 	l.wait.Go(l.connect)
 	return l
 }
@@ -243,6 +245,19 @@ func (l *link) connected(ctx context.Context) error {
 	}
 }
 
+// state is what metrics tell.
+func (l *link) state() (up, calls, lost float64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.current != nil {
+		up = 1
+	}
+	for c := range l.all {
+		calls += float64(c.calls)
+	}
+	return up, calls, float64(l.lost)
+}
+
 // release ends a call.
 func (l *link) release(c *connection, err error) {
 	l.mu.Lock()
@@ -281,6 +296,7 @@ func (l *link) retire(c *connection, reason error) {
 		return
 	}
 	l.current, l.up, l.away, l.reason = nil, make(chan struct{}), time.Now(), reason
+	l.lost++
 	c.grace = time.AfterFunc(retireGrace, func() { l.mu.Lock(); defer l.mu.Unlock(); l.closeConnection(c) })
 	l.wait.Go(l.connect)
 }

@@ -13,11 +13,13 @@ import (
 	"log/slog"
 	"math"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/EventStore/EventStore-Client-Go/v4/esdb"
 
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 var (
@@ -47,8 +49,12 @@ const (
 
 // Store is a connection to an event store. It is safe for concurrent use.
 type Store struct {
-	link *link
-	log  *slog.Logger
+	link      *link
+	log       *slog.Logger
+	feedBytes int
+
+	mu   sync.Mutex
+	feed *feed // that of the subscriptions; nil where there is none
 }
 
 // Open makes a store for an `esdb://` connection string. It does not wait for the server: calls answer ErrUnavailable until it is there.
@@ -57,7 +63,7 @@ func Open(connectionString string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event store connection string: %w", err)
 	}
-	return &Store{link: newLink(config, log), log: log}, nil
+	return &Store{link: newLink(config, log), log: log, feedBytes: feedBytes}, nil
 }
 
 // Close ends calls and subscriptions, waits for them, and closes the connection.
@@ -98,14 +104,28 @@ func ExpectedAfter(history []event.Recorded) Expected {
 // answer is the same. Append does so itself when an answer was lost; if it cannot learn in time what became of the append, it answers
 // ErrUnavailable, and the events may have been added or not.
 //
+// Where the context is in a trace, the events say so.
+//
 // Errors: ErrConflict (the stream is not at the expected revision; nothing was added), ErrTooLarge (more than MaxAppendBytes; nothing was
 // added), ErrUnavailable.
-func (s *Store) Append(ctx context.Context, stream string, expected Expected, events ...event.Proposed) (event.Position, error) {
+func (s *Store) Append(ctx context.Context, stream string, expected Expected, events ...event.Proposed) (_ event.Position, err error) {
+	ctx, span := telemetry.Start(ctx, "append to "+kindOf(stream))
+	began := time.Now()
+	defer func() {
+		s.link.appended(began, err)
+		telemetry.Number(span, "musique.events", len(events))
+		telemetry.Failed(span, err)
+		span.End()
+	}()
+	traceParent := telemetry.TraceParent(ctx)
 	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
 	defer cancel()
 	batch := make([]esdb.EventData, len(events))
 	size := 0
 	for i, e := range events {
+		if traceParent != "" {
+			e.Metadata.TraceParent = traceParent
+		}
 		data, metadata, err := encode(e)
 		if err != nil {
 			return event.Position{}, err

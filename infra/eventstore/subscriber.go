@@ -263,37 +263,62 @@ func (s *subscription) offer(ctx context.Context, page Page) (acked bool, err er
 	}
 }
 
-// receive puts what the connection brings into the intake until it breaks. A connection that dies in silence is found by the client's
-// keepalive (10 s + 10 s, unless the connection string says otherwise).
+// receive puts what comes after s.done into the intake: what the feed has from there, and what it does not have from a connection of its own. It ends with
+// the latter, or with ctx.
 func (s *subscription) receive(ctx context.Context, in *intake) error {
-	_, err := call(ctx, s.store.link, func(ctx context.Context, client *esdb.Client) (struct{}, error) {
-		all, err := client.SubscribeToAll(ctx, s.options())
+	f := s.store.joinFeed()
+	defer f.leave()
+	if err := f.wait(ctx); err != nil {
+		return err
+	}
+	for at := s.done; ; {
+		var err error
+		if at, err = s.fromFeed(ctx, f, in, at); err != nil {
+			return err
+		}
+		if at, err = s.catchUp(ctx, f, in, at); err != nil {
+			return err
+		}
+	}
+}
+
+// catchUp puts what a connection of its own brings after a position into the intake, until the feed has what comes next. A connection that dies in silence
+// is found by the client's keepalive (10 s + 10 s, unless the connection string says otherwise).
+func (s *subscription) catchUp(ctx context.Context, f *feed, in *intake, at event.Position) (event.Position, error) {
+	return call(ctx, s.store.link, func(ctx context.Context, client *esdb.Client) (event.Position, error) {
+		at := at // whoever called is gone when ctx ends
+		all, err := client.SubscribeToAll(ctx, s.config.options(at))
 		if err != nil {
-			return struct{}{}, err
+			return at, err
 		}
 		defer func() { _ = all.Close() }() // it always returns nil
 		var decoder decoder
-		for {
+		for !f.has(at) {
 			switch got := all.Recv(); {
 			case got.SubscriptionDropped != nil:
-				return struct{}{}, got.SubscriptionDropped.Error
+				return at, got.SubscriptionDropped.Error
 			case got.EventAppeared != nil:
-				if e := got.EventAppeared.OriginalEvent(); s.config.wanted(e.EventType, e.StreamID) {
+				e := got.EventAppeared.OriginalEvent()
+				at = event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare}
+				if s.config.wanted(e.EventType, e.StreamID) {
 					err = in.event(ctx, decoder.recorded(e))
 				} else {
-					in.moved(event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare})
+					in.moved(at)
 				}
 			case got.CheckPointReached != nil:
-				in.moved(event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare})
-			case got.CaughtUp != nil:
-				in.wentLive()
+				at = event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare}
+				in.moved(at)
+			case got.CaughtUp != nil: // with all that there was when it began, and the feed had begun before
+				if at = later(at, f.start); !f.has(at) {
+					in.wentLive()
+				}
 			}
 			if err != nil {
-				return struct{}{}, err
+				return at, err
 			}
 		}
+		return at, nil
 	})
-	return err
 }
 
 // typesThere says that the server leaves out by type, and not by stream.
@@ -312,21 +337,22 @@ func (c SubscriberConfig) wanted(kind, stream string) bool {
 	return (len(c.Types) == 0 || slices.Contains(c.Types, kind)) && (c.SkipStreams == "" || !strings.HasPrefix(stream, c.SkipStreams))
 }
 
-func (s *subscription) options() esdb.SubscribeToAllOptions {
+// options are those of a subscription to what comes after a position.
+func (c SubscriberConfig) options(after event.Position) esdb.SubscribeToAllOptions {
 	filter := esdb.ExcludeSystemEventsFilter()
 	switch {
-	case s.config.typesThere():
-		names := make([]string, len(s.config.Types))
-		for i, t := range s.config.Types {
+	case c.typesThere():
+		names := make([]string, len(c.Types))
+		for i, t := range c.Types {
 			names[i] = regexp.QuoteMeta(t)
 		}
 		filter = &esdb.SubscriptionFilter{Type: esdb.EventFilterType, Regex: "^(?:" + strings.Join(names, "|") + ")$"}
-	case s.config.SkipStreams != "":
-		filter = &esdb.SubscriptionFilter{Type: esdb.StreamFilterType, Regex: notBeginning(s.config.SkipStreams)}
+	case c.SkipStreams != "":
+		filter = &esdb.SubscriptionFilter{Type: esdb.StreamFilterType, Regex: notBeginning(c.SkipStreams)}
 	}
 	options := esdb.SubscribeToAllOptions{From: esdb.Start{}, Filter: filter, MaxSearchWindow: searchWindow, CheckpointInterval: 1}
-	if !s.done.IsZero() {
-		options.From = esdb.Position{Commit: s.done.Commit, Prepare: s.done.Prepare} // excluded
+	if !after.IsZero() {
+		options.From = esdb.Position{Commit: after.Commit, Prepare: after.Prepare} // excluded
 	}
 	return options
 }
