@@ -9,7 +9,7 @@ import "embed"
 var Partners embed.FS
 
 // Guides are their names in the order that they are read in.
-var Guides = []string{"quickstart", "authentication", "errors", "limits", "idempotency", "pagination", "sending", "sandbox", "going-live", "players", "endpoints"}
+var Guides = []string{"quickstart", "authentication", "errors", "limits", "idempotency", "pagination", "audit", "sending", "sandbox", "going-live", "players", "endpoints"}
 
 // Events are the JSON Schemas of the public events, and the AsyncAPI document of their topics.
 //

@@ -60,6 +60,7 @@ func TestAPI(t *testing.T) {
 		"refused sends tell every field":                   refusedSends,
 		"scheduled sends are changed":                      changedSends,
 		"sends are listed by time":                         sendsByTime,
+		"what happened is in the audit trail":              auditTrail,
 		"deliveries are a file":                            deliveriesInCSV,
 		"a large file is whole or has no end":              largeCSV,
 		"what became of sends to a location is counted":    statsOfALocation,
@@ -1057,7 +1058,7 @@ func operators(t *testing.T, w *world) {
 	refused(t, p.get("/audio"), http.StatusUnauthorized, "invalid_token")
 	require.True(t, find().Suspended)
 	projections := ok[[]struct{ Name string }](t, call(t, http.MethodGet, w.ops+"/ops/projections", "", nil), http.StatusOK)
-	require.Len(t, projections, 5)
+	require.Len(t, projections, 6)
 	refused(t, call(t, http.MethodGet, w.ops+"/ops/nowhere", "", nil), http.StatusNotFound, "not_found")
 
 	// Without a token, a browser is not let in, whatever page sent it.

@@ -141,6 +141,7 @@ func changedReadsHaveOtherTags(t *testing.T, w *world) {
 			ok[object](t, s.call(http.MethodPatch, "/locations/store_001", object{"name": "Changed"}), http.StatusOK)
 		},
 		"ListDevices": func() { s.partner.device("store_001") },
+		"ListAudit":   func() { s.location("newer") },
 	}
 	s.eachRead(t, func(operation, path string) {
 		if slices.Contains(changing, operation) || operation == "GetInformation" { // of which nothing changes while the program runs

@@ -117,6 +117,7 @@ func (s *Server) routes() []*route {
 		{operation: "GetInformation", method: get, paths: at(v1, v1+"/", first), handle: s.information},
 		{operation: "GetHealth", method: get, paths: at(v1+"/health", first+"/health"), evenInOutage: true, handle: s.health},
 		{operation: "ListLogs", method: get, paths: at(v1+"/logs", first+"/logs"), scope: "logs.read", handle: s.listLogs},
+		{operation: "ListAudit", method: get, paths: at(v1 + "/audit"), scope: "audit.read", handle: s.listAudit},
 		{operation: "GetLimits", method: get, paths: at(v1+"/limits", first+"/limits"), handle: s.limits},
 
 		{operation: "GetMedia", method: get, paths: at("/media/{key:.+}"), access: byAnyone, timeout: mediaTimeout, outside: true, handle: s.media},

@@ -47,6 +47,7 @@ var methodsOf = map[string]string{
 	"/api/integration/health":            "GET, HEAD, OPTIONS",
 	"/logs":                              "GET, HEAD, OPTIONS",
 	"/api/integration/logs":              "GET, HEAD, OPTIONS",
+	"/audit":                             "GET, HEAD, OPTIONS",
 	"/limits":                            "GET, HEAD, OPTIONS",
 	"/api/integration/limits":            "GET, HEAD, OPTIONS",
 	"/api/player/v1/stream":              "GET, OPTIONS",
