@@ -192,9 +192,7 @@ func first(at **time.Time, t time.Time) {
 
 // write queues the run's statements.
 func (r *run) write(batch *pgx.Batch) {
-	for _, s := range r.sends {
-		s.write(batch)
-	}
+	r.writeSends(batch)
 	var made, moved changes
 	for _, c := range r.deliveries {
 		if c.planned {
@@ -207,20 +205,39 @@ func (r *run) write(batch *pgx.Batch) {
 	moved.queue(batch, moveDeliveries)
 }
 
-func (s newSend) write(batch *pgx.Batch) {
+func (r *run) writeSends(batch *pgx.Batch) {
+	if len(r.sends) == 0 {
+		return
+	}
+	var (
+		ids, companies, environments, audio, priorities, localTimes []string
+		repeats, volumes, totals                                    []int
+		expiresIn, positions                                        []int64
+		single, sealed                                              []bool
+		scheduleAt                                                  []*time.Time
+		createdAt                                                   []time.Time
+	)
+	for _, s := range r.sends {
+		ids, companies, environments = append(ids, s.id), append(companies, s.metadata.CompanyID), append(environments, string(s.metadata.Environment))
+		audio, priorities, localTimes = append(audio, s.terms.AudioID), append(priorities, string(s.terms.Priority)), append(localTimes, s.localTime)
+		repeats, volumes, totals = append(repeats, s.terms.Repeat), append(volumes, s.terms.Volume), append(totals, s.total)
+		expiresIn, positions = append(expiresIn, int64(s.terms.ExpiresIn)), append(positions, int64(s.position.Commit))
+		single, sealed = append(single, s.terms.Single), append(sealed, s.sealed)
+		scheduleAt, createdAt = append(scheduleAt, s.scheduleAt), append(createdAt, s.metadata.Time)
+	}
 	// A send that is accepted with its first event counts with it.
 	const insert = `
 		WITH made AS (
 			INSERT INTO send (send_id, company_id, environment, audio_id, priority, repeat, volume, expires_in, single, schedule_at, local_time, total, created_at, sealed, position)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::integer[], $8::bigint[], $9::boolean[],
+				$10::timestamptz[], $11::text[], $12::integer[], $13::timestamptz[], $14::boolean[], $15::bigint[])
 			ON CONFLICT (send_id) DO NOTHING
-			RETURNING company_id, environment, sealed
+			RETURNING company_id, environment, date_trunc('month', created_at AT TIME ZONE 'UTC')::date AS month, sealed
 		)
-		INSERT INTO accepted AS a (company_id, environment, month, sends) SELECT company_id, environment, $16, 1 FROM made WHERE sealed
-		ON CONFLICT (company_id, environment, month) DO UPDATE SET sends = a.sends + 1`
-	m := s.metadata
-	batch.Queue(insert, s.id, m.CompanyID, m.Environment, s.terms.AudioID, s.terms.Priority, s.terms.Repeat, s.terms.Volume, s.terms.ExpiresIn, s.terms.Single,
-		s.scheduleAt, s.localTime, s.total, m.Time, s.sealed, int64(s.position.Commit), readmodel.Month(m.Time))
+		INSERT INTO accepted AS a (company_id, environment, month, sends)
+		SELECT company_id, environment, month, count(*) FROM made WHERE sealed GROUP BY company_id, environment, month
+		ON CONFLICT (company_id, environment, month) DO UPDATE SET sends = a.sends + excluded.sends`
+	batch.Queue(insert, ids, companies, environments, audio, priorities, repeats, volumes, expiresIn, single, scheduleAt, localTimes, totals, createdAt, sealed, positions)
 }
 
 // changes are many changes, column by column, as unnest takes them.
