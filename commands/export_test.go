@@ -12,7 +12,6 @@ const (
 	AbandonAfter      = abandonAfter
 	MaxDecisions      = maxDecisions
 	WaitLimit         = waitLimit
-	UsageAge          = usageAge
 	MaxLimitedStreams = maxLimitedStreams
 )
 

@@ -28,9 +28,9 @@ type ServedRequest struct {
 }
 
 const (
-	// usageAge is how long the events of a day's usage, which hold addresses of people, are read: the 90 days that the logs show, and two for a
+	// UsageAge is how long the events of a day's usage, which hold addresses of people, are read: the 90 days that the logs show, and two for a
 	// projection that has to catch up.
-	usageAge = (90 + 2) * 24 * time.Hour
+	UsageAge = (90 + 2) * 24 * time.Hour
 	// maxLimitedStreams bounds the streams that are remembered to have that limit. They are forgotten together, and it is set once more then.
 	maxLimitedStreams = 50_000
 )
@@ -91,7 +91,7 @@ func (h RecordUsageHandler) limitAge(ctx context.Context, stream string) error {
 	if h.limited.has(stream) {
 		return nil
 	}
-	err := h.Store.LimitAge(ctx, stream, usageAge)
+	err := h.Store.LimitAge(ctx, stream, UsageAge)
 	if errors.Is(err, eventstore.ErrUnavailable) || ctx.Err() != nil {
 		return err // it would not take the requests either; who records them tries again
 	}

@@ -77,6 +77,7 @@ func (a *app) start(ctx context.Context, running *errgroup.Group) {
 		work(workers.NewExpiry(deps).Run)
 		work(cleanup.Follow)
 		work(cleanup.Run)
+		work(workers.NewHistory(deps, a.historyConfig()).Run)
 	}
 }
 

@@ -12,5 +12,5 @@ var eventStoreSettings = []setting{
 
 func newEvents() *cobra.Command {
 	cmd := &cobra.Command{Use: "events", Short: "Read the event store, which is where everything that happened is recorded"}
-	return choose(cmd)
+	return choose(cmd, eventsVerify(), eventsProve())
 }

@@ -18,6 +18,12 @@ var version = "dev"
 // exitSignedOut is the status of a player whose device token is not accepted: EX_NOPERM of sysexits.h. Nothing helps but another token.
 const exitSignedOut = 77
 
+// exitError is an error that has an exit status of its own, so that scripts can tell it from others.
+type exitError struct {
+	error
+	status int
+}
+
 func main() {
 	os.Exit(run())
 }
@@ -37,6 +43,9 @@ func run() int {
 		return 0
 	default:
 		fmt.Fprintln(os.Stderr, "musique:", err)
+		if exit, ok := errors.AsType[exitError](err); ok {
+			return exit.status
+		}
 		if errors.Is(err, player.ErrSignedOut) {
 			return exitSignedOut
 		}

@@ -60,6 +60,9 @@ var serveSettings = []setting{
 	{"roles", "MUSIQUE_ROLES", "all", "'all' or some of " + strings.Join(roles, ",")},
 	{"topic-partitions", "MUSIQUE_TOPIC_PARTITIONS", "12", "partitions that the topics of public events are made with; to change those of a topic that is there is to lose the order of its keys"},
 	{"topic-retention", "MUSIQUE_TOPIC_RETENTION", "168h", "how long public events stay on their topics, as the topics are made: such as 168h"},
+	headsSetting,
+	headsKeySetting,
+	{"heads-every", "MUSIQUE_HEADS_EVERY", "1m", "how often a head of the event history is signed, if there is something new: such as 1m"},
 	{"log-format", "MUSIQUE_LOG_FORMAT", "text", "text or json"},
 	{"log-level", "MUSIQUE_LOG_LEVEL", "info", "debug, info, warn or error"},
 	{"ops-token", "MUSIQUE_OPS_TOKEN", "", "bearer token for /ops; required where the ops address is not loopback; prefer the variable, since flags show in process lists"},
@@ -85,6 +88,8 @@ type serveConfig struct {
 	eventStore, eventStoreListen string
 	kafka, kafkaListen           string
 	database, blobs              string
+	heads, headsKey              string
+	headsEvery                   time.Duration
 	roles                        []string
 	logFormat, logLevel          string
 	opsToken, secretKey          string
@@ -142,6 +147,7 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 		httpAddr: get("http-addr"), opsAddr: get("ops-addr"), dataDir: get("data-dir"),
 		eventStore: get("eventstore"), eventStoreListen: get("eventstore-listen"),
 		kafka: get("kafka"), kafkaListen: get("kafka-listen"), database: get("database"), blobs: get("blobs"),
+		heads: get("heads"), headsKey: get("heads-key"),
 		logFormat: get("log-format"), logLevel: get("log-level"), opsToken: get("ops-token"), secretKey: get("secret-key"),
 	}
 	for _, flag := range []struct {
@@ -181,6 +187,9 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 		return serveConfig{}, err
 	}
 	if c.topicRetention, err = parseRetention(get("topic-retention")); err != nil {
+		return serveConfig{}, err
+	}
+	if c.headsEvery, err = parseHeadsEvery(get("heads-every")); err != nil {
 		return serveConfig{}, err
 	}
 	if c.publicURL, err = parsePublicURL(get("public-url")); err != nil {

@@ -1,6 +1,7 @@
 package translog
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -136,8 +137,11 @@ func proofHashes(dir string, nodes proof.Nodes) ([][]byte, error) {
 }
 
 // Find looks for an event among the first of the tree, by what match says of its entry.
-func Find(dir string, size uint64, match func(Entry) bool) (index uint64, err error) {
+func Find(ctx context.Context, dir string, size uint64, match func(Entry) bool) (index uint64, err error) {
 	for n := uint64(0); n*tileWidth < size; n++ {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
 		entries, err := readEntries(dir, n, int(min(size-n*tileWidth, tileWidth)))
 		if err != nil {
 			return 0, err
@@ -185,7 +189,9 @@ type Named struct {
 	MetaHash string    `json:"metadataSha256"`
 }
 
-// named is for people.
+// Named says which event the entry is of.
+func (e Entry) Named() Named { return e.named(nil) }
+
 func (e Entry) named(index *uint64) Named {
 	return Named{
 		Index: index, Position: e.Position.Commit, Stream: e.Stream, Revision: e.Revision, Type: e.Type, EventID: e.ID, Recorded: e.recorded().Format(time.RFC3339Nano),

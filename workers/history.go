@@ -1,0 +1,145 @@
+package workers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/translog"
+)
+
+const (
+	// historyPage bounds the events of one write.
+	historyPage = 4_096
+	// historyPause is the pause after a failure, a history that was changed among them: it stays so until somebody mends it.
+	historyPause = 10 * time.Second
+)
+
+// HistoryConfig says where the heads of the event history are kept.
+type HistoryConfig struct {
+	Dir     string // folder of the heads; processes that may take over from each other share it
+	KeyFile string // of the signing key
+	// Every is how often the new events are covered, and a head of them signed.
+	Every    time.Duration
+	Registry prometheus.Registerer // may be nil
+}
+
+// History makes the event history tamper-evident: it takes the events in their order into a Merkle tree and signs its heads (docs/tamper-evidence.md). It
+// reads the new events in large pages when it is time for a head, so that it costs the rest of the system nothing in between.
+type History struct {
+	Deps
+	config            HistoryConfig
+	covered, signedAt prometheus.Gauge
+	refused           prometheus.Gauge
+}
+
+// NewHistory makes the worker.
+func NewHistory(d Deps, config HistoryConfig) *History {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "musique", Subsystem: "history", Name: name, Help: help})
+	}
+	w := &History{
+		Deps: d, config: config,
+		covered:  gauge("signed_events", "Events that the newest signed head of the event history covers; 0 where another process signs."),
+		signedAt: gauge("signed_at_seconds", "When this process signed the newest head of the event history, Unix time."),
+		refused:  gauge("changed", "1 while the event history is not the one that was signed, and nothing is signed any more."),
+	}
+	if config.Registry != nil {
+		config.Registry.MustRegister(w.covered, w.signedAt, w.refused)
+	}
+	return w
+}
+
+// Run covers the history until ctx ends.
+func (w *History) Run(ctx context.Context) error {
+	return w.lead(ctx, "history", func(ctx context.Context) error {
+		for {
+			err := w.follow(ctx)
+			w.covered.Set(0)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			switch {
+			case errors.Is(err, translog.ErrChanged):
+				w.refused.Set(1)
+				w.Log.Error("the event history was changed; nothing is signed until it is as it was: see 'musique events verify'", "error", err)
+			case errors.Is(err, translog.ErrInUse):
+				w.Log.Warn("the heads of the event history wait for another process", "error", err)
+			default:
+				w.Log.Error("a worker failed and tries again", "worker", "history", "error", err)
+			}
+			select {
+			case <-time.After(historyPause):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+}
+
+// follow has the folder open until ctx ends or something fails.
+func (w *History) follow(ctx context.Context) (err error) {
+	key, err := translog.OpenKey(w.config.KeyFile)
+	if err != nil {
+		return err
+	}
+	log, err := translog.Open(w.config.Dir, key, w.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	w.Log.Info("the event history is signed", "key", key.Public[len(key.Public)-1], "folder", w.config.Dir, "events", log.Size())
+	at := log.At()
+	for {
+		if at, err = w.cover(ctx, log, at); err != nil {
+			return err
+		}
+		w.refused.Set(0)
+		head, signed, err := log.Sign(w.Now())
+		if err != nil {
+			return err
+		}
+		if signed {
+			w.covered.Set(float64(head.Size))
+			w.signedAt.SetToCurrentTime()
+		}
+		select {
+		case <-time.After(w.config.Every):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// cover takes in what is in the store after a position, and gives the position of the newest. It reads what stands at the position once more: where that is
+// the newest event of the tree, it must still be so.
+func (w *History) cover(ctx context.Context, log *translog.Log, at event.Position) (event.Position, error) {
+	for {
+		events, done, err := w.Store.History(ctx, at, historyPage)
+		if err != nil {
+			return at, err
+		}
+		if last, ok := log.Last(); ok && at == last.Position && (len(events) == 0 || translog.NewEntry(events[0]) != last) {
+			return at, fmt.Errorf("%w: %d@%s, position %d, is not in the store any more as it was", translog.ErrChanged, last.Revision, last.Stream, last.Position.Commit)
+		}
+		var entries []translog.Entry
+		for _, e := range events {
+			if at.Before(e.Position) && !e.OfTheStore() {
+				entries = append(entries, translog.NewEntry(e))
+			}
+		}
+		if err := log.Append(entries...); err != nil {
+			return at, err
+		}
+		if len(events) > 0 {
+			at = events[len(events)-1].Position
+		}
+		if done {
+			return at, nil
+		}
+	}
+}
