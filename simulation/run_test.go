@@ -31,6 +31,7 @@ import (
 	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/kafka/kafkatest"
 	"github.com/musique/musique/infra/keys"
 	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/infra/postgres/postgrestest"
@@ -155,10 +156,8 @@ func newRun(t testing.TB, s scale) *run {
 	r.store, err = eventstore.Open(node.ConnectionString(), log)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.store.Close()) })
-	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, broker.Close()) })
-	require.NoError(t, kafka.EnsureTopics(t.Context(), broker.Brokers(), kafka.Topic{Name: workers.DispatchTopic, Partitions: workers.DispatchPartitions}))
+	brokers := kafkatest.OwnBrokers(t)
+	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: workers.DispatchTopic, Partitions: workers.DispatchPartitions}))
 	folder, err := blobs.FolderURL(t.TempDir())
 	require.NoError(t, err)
 
@@ -170,7 +169,7 @@ func newRun(t testing.TB, s scale) *run {
 	require.NoError(t, workers.Migrate(t.Context(), r.admin))
 	_, err = r.admin.Exec(t.Context(), simulatedNow)
 	require.NoError(t, err)
-	r.parts = parts{EventStore: node.ConnectionString(), Blobs: folder, Secret: fmt.Sprintf("%064x", s.seed), Brokers: broker.Brokers()}
+	r.parts = parts{EventStore: node.ConnectionString(), Blobs: folder, Secret: fmt.Sprintf("%064x", s.seed), Brokers: brokers}
 	for n := range processes {
 		address, err := url.Parse(database)
 		require.NoError(t, err)

@@ -183,7 +183,9 @@ func TestNothingIsLostOrDoubledWhateverStops(t *testing.T) {
 	})
 	w.start(t, dispatch, delivering, closer)
 	ended := map[string]bool{}
-	for rounds := 0; rounds < 15 || sending.Load(); rounds++ {
+	deadline := time.Now().Add(commandstest.Patience)
+	for rounds := 0; rounds < 15 || sending.Load() || len(ended) == 0; rounds++ { // consumers that come and go hold up their group
+		require.True(t, time.Now().Before(deadline), "nothing arrives")
 		stop := w.start(t, []string{dispatch, delivering, closer}[r.IntN(3)], []string{dispatch, delivering, closer}[r.IntN(3)])
 		if items := w.inboxOf(t, p); len(items) > 0 { // a player ends one of them
 			some := items[r.IntN(len(items))]

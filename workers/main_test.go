@@ -16,6 +16,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/kafka/kafkatest"
 	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/projections/sends"
 	"github.com/musique/musique/workers"
@@ -50,10 +51,8 @@ func newWorld(t testing.TB) *world {
 	w.Commands = commands.New(w.Deps)
 	w.inbox = inbox.NewHub(w.Pool, commandstest.Quiet)
 	require.NoError(t, workers.Migrate(t.Context(), w.Pool))
-	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, broker.Close()) })
-	require.NoError(t, kafka.EnsureTopics(t.Context(), broker.Brokers(), kafka.Topic{Name: workers.DispatchTopic, Partitions: partitions}))
+	brokers := kafkatest.OwnBrokers(t)
+	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: workers.DispatchTopic, Partitions: partitions}))
 	address, err := url.Parse(w.Pool.Config().ConnString())
 	require.NoError(t, err)
 	query := address.Query()
@@ -65,7 +64,7 @@ func newWorld(t testing.TB) *world {
 	hub := inbox.NewHub(pool, commandstest.Quiet)
 	commandstest.Run(t, hub.Run)
 	w.deps = workers.Deps{
-		Store: w.Store, Pool: pool, Brokers: broker.Brokers(), Commands: w.Commands, Reads: w.Reads, Blobs: w.Blobs, Hub: hub, Now: w.now, Log: commandstest.Quiet,
+		Store: w.Store, Pool: pool, Brokers: brokers, Commands: w.Commands, Reads: w.Reads, Blobs: w.Blobs, Hub: hub, Now: w.now, Log: commandstest.Quiet,
 	}
 	return w
 }

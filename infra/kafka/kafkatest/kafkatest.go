@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/musique/musique/infra/kafka"
 )
@@ -38,7 +40,7 @@ func Brokers(t testing.TB) []string {
 func OwnBrokers(t testing.TB) []string {
 	t.Helper()
 	if Apache() {
-		return []string{Start(t, t.TempDir(), "").Address}
+		return []string{servers.take(t).Address}
 	}
 	broker, err := kafka.StartEmbedded(kafka.EmbeddedOptions{})
 	if err != nil {
@@ -58,6 +60,87 @@ func Apache() bool { return program() != "" }
 
 func program() string { return os.Getenv("MUSIQUE_KAFKA_SERVER") }
 
+// pool is the servers of Apache Kafka of this process that were used and are free: one without topics and groups is as good as a new one, and there at once. They are
+// there while a test has one.
+type pool struct {
+	mu    sync.Mutex
+	users int
+	idle  []*Server
+}
+
+var servers pool
+
+// take gives a test a server until it ends.
+func (p *pool) take(t testing.TB) (s *Server) {
+	t.Helper()
+	p.mu.Lock()
+	p.users++
+	if n := len(p.idle); n > 0 {
+		s, p.idle = p.idle[n-1], p.idle[:n-1]
+	}
+	p.mu.Unlock()
+	t.Cleanup(func() { p.giveBack(s) })
+	if s == nil {
+		dir, err := os.MkdirTemp("", "musique-kafka-") // not the test's own folder: the server may outlive the test
+		require.NoError(t, err)
+		s = start(t, dir, "")
+	}
+	return s
+}
+
+func (p *pool) giveBack(s *Server) {
+	clean := s != nil && empty(s.Address) == nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	over := p.idle
+	if p.users--; p.users > 0 {
+		over = nil
+	} else {
+		p.idle = nil
+	}
+	switch {
+	case clean && p.users > 0:
+		p.idle = append(p.idle, s)
+	case s != nil:
+		over = append(over, s)
+	}
+	for _, s := range over {
+		s.Kill()
+		_ = os.RemoveAll(s.dir) // a folder left behind harms no test
+	}
+}
+
+// empty takes all topics and groups from a server.
+func empty(address string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	client, err := kgo.NewClient(kgo.SeedBrokers(address))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	groups, err := admin.ListGroups(ctx)
+	if err != nil {
+		return err
+	}
+	topics, err := admin.ListTopics(ctx)
+	if err != nil {
+		return err
+	}
+	if names := groups.Groups(); len(names) > 0 {
+		deleted, err := admin.DeleteGroups(ctx, names...)
+		if err := errors.Join(err, deleted.Error()); err != nil {
+			return err
+		}
+	}
+	if names := topics.Names(); len(names) > 0 {
+		deleted, err := admin.DeleteTopics(ctx, names...)
+		return errors.Join(err, deleted.Error())
+	}
+	return nil
+}
+
 // Limits of a server of Apache Kafka.
 const (
 	startTimeout = 2 * time.Minute // with everything else that a test run does meanwhile
@@ -68,6 +151,7 @@ const (
 type Server struct {
 	Address string
 
+	dir   string
 	cmd   *exec.Cmd
 	ended chan error
 	once  sync.Once
@@ -76,15 +160,21 @@ type Server struct {
 // Start runs a server of Apache Kafka on a folder, at an address of this machine or, where that is empty, at a free one. The test ends it.
 func Start(t testing.TB, dir, address string) *Server {
 	t.Helper()
+	s := start(t, dir, address)
+	t.Cleanup(s.Kill)
+	return s
+}
+
+func start(t testing.TB, dir, address string) *Server {
+	t.Helper()
 	if address == "" {
 		address = freeAddress(t)
 	}
-	s := &Server{Address: address, cmd: exec.Command(program(), "serve", dir, address), ended: make(chan error, 1)} //nolint:gosec // who runs the tests names it
+	s := &Server{Address: address, dir: dir, cmd: exec.Command(program(), "serve", dir, address), ended: make(chan error, 1)} //nolint:gosec // who runs the tests names it
 	var said strings.Builder
 	s.cmd.Stderr = &said
 	require.NoError(t, s.cmd.Start())
 	go func() { s.ended <- s.cmd.Wait() }()
-	t.Cleanup(s.Kill)
 	deadline := time.After(startTimeout)
 	for kafka.Ping(t.Context(), []string{address}) != nil {
 		select {
