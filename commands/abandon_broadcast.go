@@ -7,6 +7,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // AbandonBroadcast gives up a large broadcast whose writer died before it was closed. Nobody was told that it was accepted.
@@ -19,6 +20,8 @@ type AbandonBroadcastHandler struct{ *tools }
 
 // Handle abandons the broadcast if it is still open and old enough; abandoned says whether it did.
 func (h AbandonBroadcastHandler) Handle(ctx context.Context, cmd AbandonBroadcast) (abandoned bool, err error) {
+	ctx, span := telemetry.Start(ctx, "command AbandonBroadcast")
+	defer span.End()
 	history, err := h.Store.Load(ctx, send.Stream(cmd.SendID))
 	if err != nil || len(history) == 0 {
 		return false, err

@@ -5,6 +5,7 @@ import (
 
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // CancelDelivery ends a delivery that was not played yet.
@@ -19,6 +20,8 @@ type CancelDeliveryHandler struct{ *tools }
 
 // Handle cancels the delivery; one that has ended stays as it is.
 func (h CancelDeliveryHandler) Handle(ctx context.Context, cmd CancelDelivery) error {
+	ctx, span := telemetry.Start(ctx, "command CancelDelivery")
+	defer span.End()
 	_, err := h.changeDelivery(ctx, cmd.Caller, cmd.Ref, func(d delivery.Delivery) ([]event.Payload, error) {
 		return d.Cancel(cmd.Ref, h.now(), cmd.Reason), nil
 	})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // CancelSend calls off a send that is scheduled or queued, for all who have not played it.
@@ -18,6 +19,8 @@ type CancelSendHandler struct{ *tools }
 
 // Handle cancels the send; the deliveries that it went out in are cancelled by a worker, one by one, each unless it has ended by then.
 func (h CancelSendHandler) Handle(ctx context.Context, cmd CancelSend) error {
+	ctx, span := telemetry.Start(ctx, "command CancelSend")
+	defer span.End()
 	if err := h.callersSend(ctx, cmd.Caller, cmd.SendID); err != nil {
 		return err
 	}

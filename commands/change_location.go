@@ -6,6 +6,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // ChangeLocation gives a location other details; what is nil stays as it is.
@@ -48,6 +49,8 @@ type ChangeLocationHandler struct{ *tools }
 
 // Handle changes the location.
 func (h ChangeLocationHandler) Handle(ctx context.Context, cmd ChangeLocation) (LocationChanged, error) {
+	ctx, span := telemetry.Start(ctx, "command ChangeLocation")
+	defer span.End()
 	var answer LocationChanged
 	position, err := h.changeLocation(ctx, cmd.Caller, cmd.ExternalID, h.metadata(cmd.Caller), func(l location.Location, _ []event.Recorded) ([]event.Payload, error) {
 		if !l.Registered {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // ChangeSend changes when and how a scheduled send is played.
@@ -20,6 +21,8 @@ type ChangeSendHandler struct{ *tools }
 // Handle changes the send. Of a change, a cancellation and the start at the same moment the one that is recorded first decides what becomes of the others: they
 // are appended at the revision that they were decided on.
 func (h ChangeSendHandler) Handle(ctx context.Context, cmd ChangeSend) error {
+	ctx, span := telemetry.Start(ctx, "command ChangeSend")
+	defer span.End()
 	if err := h.callersSend(ctx, cmd.Caller, cmd.SendID); err != nil {
 		return err
 	}

@@ -32,8 +32,9 @@ type Caller struct {
 	CompanyID   string
 	Environment event.Environment
 	// Actor is the ID of the token, device, operator or worker; never a secret.
-	Actor       string
-	RequestID   string
+	Actor     string
+	RequestID string
+	// TraceParent is the place of the request in its trace; empty if it is in none.
 	TraceParent string
 	// IdempotencyKey is the request's, or empty.
 	IdempotencyKey string
@@ -74,6 +75,8 @@ type KnownDelivery struct {
 	SentAt time.Time
 	// CancelledAt is nil if it is not cancelled.
 	CancelledAt *time.Time
+	// TraceParent is its place in the trace of its send; empty if there is none.
+	TraceParent string
 }
 
 // Used is what counts towards a plan's monthly quotas.

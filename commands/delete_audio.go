@@ -8,6 +8,7 @@ import (
 	"github.com/musique/musique/domain/audio"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // deletionBudget bounds a deletion, well inside the time that its mark keeps sends away.
@@ -28,6 +29,8 @@ type DeleteAudioHandler struct{ *tools }
 // Handle marks the deletion, looks for pending sends, and finishes or abandons it. A send looks for the mark after it was recorded. So of a deletion and
 // a send at the same moment the one that was recorded first goes on, and the other one sees it.
 func (h DeleteAudioHandler) Handle(ctx context.Context, cmd DeleteAudio) error {
+	ctx, span := telemetry.Start(ctx, "command DeleteAudio")
+	defer span.End()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deletionBudget)
 	defer cancel()
 	stream, meta := audio.Stream(cmd.AudioID), h.metadata(cmd.Caller)
@@ -92,6 +95,6 @@ func (h DeleteAudioHandler) abandon(ctx context.Context, stream string, meta eve
 		return []event.Payload{audio.DeletionAbandoned{AudioID: a.AudioID}}, nil
 	})
 	if err != nil {
-		h.Log.Warn("the mark of a deletion could not be lifted", "stream", stream, "error", err)
+		h.Log.WarnContext(ctx, "the mark of a deletion could not be lifted", "stream", stream, "error", err)
 	}
 }

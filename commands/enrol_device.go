@@ -7,6 +7,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // EnrolDevice lets a player sign in for a location.
@@ -30,6 +31,8 @@ type EnrolDeviceHandler struct{ *tools }
 
 // Handle enrols the device.
 func (h EnrolDeviceHandler) Handle(ctx context.Context, cmd EnrolDevice) (DeviceEnrolled, error) {
+	ctx, span := telemetry.Start(ctx, "command EnrolDevice")
+	defer span.End()
 	identity, err := h.identify(cmd.Caller, "enrol device", cmd)
 	if err != nil {
 		return DeviceEnrolled{}, err

@@ -5,6 +5,7 @@ import (
 
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // ExpireDelivery ends a delivery whose time is over.
@@ -22,6 +23,8 @@ type ExpireDeliveryHandler struct{ *tools }
 
 // Handle expires the delivery; one that has ended stays as it is, and so does one that plays, unless this is final.
 func (h ExpireDeliveryHandler) Handle(ctx context.Context, cmd ExpireDelivery) error {
+	ctx, span := telemetry.Start(ctx, "command ExpireDelivery")
+	defer span.End()
 	_, err := h.changeDelivery(ctx, cmd.Caller, cmd.Ref, func(d delivery.Delivery) ([]event.Payload, error) {
 		if cmd.Reason != "" {
 			if failed := d.GiveUp(cmd.Ref, h.now(), cmd.Reason); failed != nil {

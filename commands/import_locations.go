@@ -11,6 +11,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 const (
@@ -66,6 +67,8 @@ type ImportLocationsHandler struct{ *tools }
 // Handle takes each row by itself: one that fails keeps no other back. A repeat with the same Idempotency-Key carries on where the first was cut off,
 // and only tells what became of the rows where it was not.
 func (h ImportLocationsHandler) Handle(ctx context.Context, cmd ImportLocations) (results []ImportResult, replayed bool, err error) {
+	ctx, span := telemetry.Start(ctx, "command ImportLocations")
+	defer span.End()
 	switch {
 	case len(cmd.Locations) == 0:
 		return nil, false, fault.ForField("locations", fault.MissingField, "Give the locations to import.")

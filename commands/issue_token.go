@@ -9,6 +9,7 @@ import (
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/token"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // IssueToken makes an API token for an external ID of the company whose company token is given.
@@ -37,6 +38,8 @@ type IssueTokenHandler struct{ *tools }
 
 // Handle checks the company token first, so that who has none learns nothing of the rest.
 func (h IssueTokenHandler) Handle(ctx context.Context, cmd IssueToken) (TokenIssued, error) {
+	ctx, span := telemetry.Start(ctx, "command IssueToken")
+	defer span.End()
 	owner, err := h.companyOf(ctx, cmd.CompanyToken)
 	if err != nil {
 		return TokenIssued{}, err

@@ -36,7 +36,7 @@ func (t *tools) reserve(ctx context.Context, c Caller, id string, used, more Use
 		}
 		made := outcome == nil || fault.CodeOf(outcome) == fault.Conflict // by another request with the same Idempotency-Key
 		if err := t.Reads.Release(context.WithoutCancel(ctx), id, made); err != nil {
-			t.Log.Warn("room in a quota is held longer than it is needed", "id", id, "error", err)
+			t.Log.WarnContext(ctx, "room in a quota is held longer than it is needed", "id", id, "error", err)
 		}
 	}, nil
 }

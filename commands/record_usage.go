@@ -12,6 +12,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // RecordUsage notes requests that were served.
@@ -69,6 +70,7 @@ func (h RecordUsageHandler) Handle(ctx context.Context, cmd RecordUsage) error {
 	for _, r := range cmd.Requests {
 		meta := h.metadata(r.Caller)
 		meta.Time = r.Served.Timestamp
+		meta.TraceParent = telemetry.Unfollowed(meta.TraceParent) // what becomes of the note of a request is of no interest in the request's trace
 		stream := usage.Stream(r.Caller.CompanyID, r.Caller.Environment, r.Served.Timestamp)
 		streams[stream] = append(streams[stream], event.Proposed{ID: r.ID, Payload: r.Served, Metadata: meta})
 	}
@@ -96,7 +98,7 @@ func (h RecordUsageHandler) limitAge(ctx context.Context, stream string) error {
 		return err // it would not take the requests either; who records them tries again
 	}
 	if err != nil {
-		h.Log.Error("the event store lets a day's usage be read for ever", "stream", stream, "error", err)
+		h.Log.ErrorContext(ctx, "the event store lets a day's usage be read for ever", "stream", stream, "error", err)
 	}
 	h.limited.add(stream)
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/musique/musique/domain/company"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // RegisterCompany makes a partner. Only an operator does.
@@ -30,6 +31,8 @@ type RegisterCompanyHandler struct{ *tools }
 // Handle registers the company. Its ID is random also where the request has an Idempotency-Key: operators of several installations may use the same keys,
 // and the bytes of companies lie by their IDs in storage that installations may share.
 func (h RegisterCompanyHandler) Handle(ctx context.Context, cmd RegisterCompany) (CompanyRegistered, error) {
+	ctx, span := telemetry.Start(ctx, "command RegisterCompany")
+	defer span.End()
 	identity, err := h.identify(cmd.Caller, "register company", cmd)
 	if err != nil {
 		return CompanyRegistered{}, err

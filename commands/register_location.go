@@ -7,6 +7,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // RegisterLocation makes a location that can be sent to.
@@ -35,6 +36,8 @@ type RegisterLocationHandler struct{ *tools }
 
 // Handle registers the location; an external ID that is one already is refused.
 func (h RegisterLocationHandler) Handle(ctx context.Context, cmd RegisterLocation) (LocationRegistered, error) {
+	ctx, span := telemetry.Start(ctx, "command RegisterLocation")
+	defer span.End()
 	var fields fault.Fields
 	location.CheckExternalID("externalId", cmd.ExternalID, &fields)
 	h.CheckDetails(cmd.Details, &fields)

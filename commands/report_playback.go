@@ -9,6 +9,7 @@ import (
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // ReportPlayback takes a player's word of what became of a delivery.
@@ -38,6 +39,10 @@ func (h ReportPlaybackHandler) Handle(ctx context.Context, cmd ReportPlayback) (
 	if err != nil {
 		return "", err
 	}
+	ctx, span := telemetry.Continue(ctx, known.TraceParent, "command ReportPlayback")
+	defer span.End()
+	telemetry.Attribute(span, "musique.delivery_id", known.DeliveryID)
+	telemetry.Attribute(span, "musique.status", cmd.Status)
 	ref, cancelledAt, at := known.Ref, known.CancelledAt, h.now()
 	if cmd.At != nil && cmd.At.Before(at) { // a clock that is ahead of ours is not believed,
 		at = cmd.At.UTC()
@@ -91,7 +96,8 @@ func (h ReportPlaybackHandler) known(ctx context.Context, cmd ReportPlayback, se
 		for _, sent := range s.Sent {
 			if sent.UserID == cmd.UserID {
 				ref := delivery.Ref{DeliveryID: sent.DeliveryID, SendID: s.ID, AudioID: sent.AudioID, ExternalID: sent.ExternalID, UserID: sent.UserID}
-				return KnownDelivery{Ref: ref, SentAt: s.SentAt(sent)}, nil
+				trace := telemetry.Followed(history[0].Metadata.TraceParent, s.Total)
+				return KnownDelivery{Ref: ref, SentAt: s.SentAt(sent), TraceParent: trace}, nil
 			}
 		}
 	}

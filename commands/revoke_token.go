@@ -7,6 +7,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/token"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // RevokeToken ends a token of the caller's company and environment, named by its ID or by the token itself.
@@ -25,6 +26,8 @@ type RevokeTokenHandler struct{ *tools }
 
 // Handle revokes the token, and answers when no process accepts it any more.
 func (h RevokeTokenHandler) Handle(ctx context.Context, cmd RevokeToken) (tokenID string, err error) {
+	ctx, span := telemetry.Start(ctx, "command RevokeToken")
+	defer span.End()
 	id := cmd.TokenID
 	if id == "" {
 		var found bool

@@ -5,6 +5,7 @@ import (
 
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // RotateCompanyToken gives a company another company token; the old one is refused from then on.
@@ -24,6 +25,8 @@ type RotateCompanyTokenHandler struct{ *tools }
 
 // Handle rotates the token, and answers when the old one is accepted nowhere any more. A rotation that is repeated without an Idempotency-Key is another one.
 func (h RotateCompanyTokenHandler) Handle(ctx context.Context, cmd RotateCompanyToken) (CompanyTokenRotated, error) {
+	ctx, span := telemetry.Start(ctx, "command RotateCompanyToken")
+	defer span.End()
 	of := cmd.Caller
 	of.CompanyID = cmd.CompanyID
 	identity, err := h.identify(of, "rotate company token", nil)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/location"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // RotateDeviceToken gives a player another device token; the old one is refused from then on.
@@ -30,6 +31,8 @@ type RotateDeviceTokenHandler struct{ *tools }
 
 // Handle rotates the token, and answers when the old one is accepted nowhere any more. A rotation that is repeated without an Idempotency-Key is another one.
 func (h RotateDeviceTokenHandler) Handle(ctx context.Context, cmd RotateDeviceToken) (DeviceTokenRotated, error) {
+	ctx, span := telemetry.Start(ctx, "command RotateDeviceToken")
+	defer span.End()
 	identity, err := h.identify(cmd.Caller, "rotate device token", cmd)
 	if err != nil {
 		return DeviceTokenRotated{}, err

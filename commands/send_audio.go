@@ -13,6 +13,7 @@ import (
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 const (
@@ -46,6 +47,8 @@ type SendAudioHandler struct{ *tools }
 
 // Handle accepts the send for all of its locations or for none.
 func (h SendAudioHandler) Handle(ctx context.Context, cmd SendAudio) (_ AudioSent, err error) {
+	ctx, span := telemetry.Start(ctx, "command SendAudio")
+	defer span.End()
 	var fields fault.Fields
 	cmd.Request.Check(h.now(), &fields)
 	identity, err := h.identify(cmd.Caller, "send audio", cmd.normal())

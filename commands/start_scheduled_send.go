@@ -5,9 +5,12 @@ import (
 	"errors"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // StartScheduledSend sends the audio of a scheduled send to those of its locations where it is due.
@@ -22,7 +25,7 @@ type StartScheduledSendHandler struct{ *tools }
 // once: the stream is appended to at the revision that the decision was made on. A large send goes out in several appends; a process that dies
 // between them leaves the rest to the next.
 func (h StartScheduledSendHandler) Handle(ctx context.Context, cmd StartScheduledSend) (next time.Time, more bool, err error) {
-	stream := send.Stream(cmd.SendID)
+	stream, began := send.Stream(cmd.SendID), false
 	for range maxDecisions {
 		history, err := h.Store.Load(ctx, stream)
 		if err != nil {
@@ -38,6 +41,12 @@ func (h StartScheduledSendHandler) Handle(ctx context.Context, cmd StartSchedule
 			return next, more, nil
 		}
 		meta := history[0].Metadata
+		if !began { // what the request asked for goes on in its trace
+			var span trace.Span
+			ctx, span = telemetry.Continue(telemetry.WithRequest(ctx, meta.RequestID), meta.TraceParent, "command StartScheduledSend")
+			defer span.End()
+			began = true
+		}
 		meta.Actor, meta.Time, meta.Fingerprint, meta.Idempotency = "worker:scheduler", h.now(), "", ""
 		meta.CausationID = history[0].ID.String()
 		err = h.sendDue(ctx, stream, history[len(history)-1].Revision, meta, due)

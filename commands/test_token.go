@@ -1,6 +1,10 @@
 package commands
 
-import "context"
+import (
+	"context"
+
+	"github.com/musique/musique/infra/telemetry"
+)
 
 // TestToken asks who a token belongs to, which the caller knows; it changes nothing.
 type TestToken struct {
@@ -13,6 +17,8 @@ type TestTokenHandler struct{ *tools }
 
 // Handle takes the request's Idempotency-Key, if it has one, and tells whether the same token asked with it before.
 func (h TestTokenHandler) Handle(ctx context.Context, cmd TestToken) (replayed bool, err error) {
+	ctx, span := telemetry.Start(ctx, "command TestToken")
+	defer span.End()
 	identity, err := h.identify(cmd.Caller, "test token", cmd)
 	if err != nil {
 		return false, err

@@ -73,7 +73,7 @@ func (t *tools) change(ctx context.Context, stream string, meta event.Metadata, 
 // a wait that fails is only logged.
 func (t *tools) settle(ctx context.Context, position event.Position, projections ...string) {
 	if err := t.waitFor(ctx, position, projections...); err != nil {
-		t.Log.Warn("the read models lag behind a write", "position", position.Commit, "projections", projections, "error", err)
+		t.Log.WarnContext(ctx, "the read models lag behind a write", "position", position.Commit, "projections", projections, "error", err)
 	}
 }
 
@@ -90,7 +90,7 @@ func (t *tools) waitFor(ctx context.Context, position event.Position, projection
 // did so may have been told that it does not hold yet.
 func (t *tools) mustHold(ctx context.Context, position event.Position, outcome error, projections ...string) error {
 	if err := t.waitFor(ctx, position, projections...); err != nil {
-		t.Log.Error("a revocation is recorded, and does not hold everywhere yet", "error", err)
+		t.Log.ErrorContext(ctx, "a revocation is recorded, and does not hold everywhere yet", "error", err)
 		return &fault.Error{Code: fault.ServiceUnavailable, Message: "The change is recorded, but may not hold everywhere yet; ask again.", RetryAfter: retryAfter}
 	}
 	return outcome

@@ -11,6 +11,7 @@ import (
 	"github.com/musique/musique/domain/audio"
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/infra/audiofile"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // blobTimeout bounds one write or removal in blob storage.
@@ -58,6 +59,8 @@ type UploadAudioHandler struct{ *tools }
 // Handle inspects the bytes, stores them, and only then records the upload: audio that is in the library has its bytes. Bytes whose upload was not
 // recorded are removed, here or by the cleanup worker.
 func (h UploadAudioHandler) Handle(ctx context.Context, cmd UploadAudio) (_ AudioUploaded, err error) {
+	ctx, span := telemetry.Start(ctx, "command UploadAudio")
+	defer span.End()
 	var fields fault.Fields
 	info, err := cmd.Check(&fields)
 	if err != nil {
@@ -141,6 +144,6 @@ func (t *tools) removeBlob(ctx context.Context, key string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), blobTimeout)
 	defer cancel()
 	if err := t.Blobs.Delete(ctx, key); err != nil {
-		t.Log.Warn("bytes that nothing refers to could not be removed; the cleanup worker will", "key", key, "error", err)
+		t.Log.WarnContext(ctx, "bytes that nothing refers to could not be removed; the cleanup worker will", "key", key, "error", err)
 	}
 }

@@ -135,7 +135,7 @@ func (c *call) companyID() string {
 // commandCaller is the caller as the commands know it.
 func (c *call) commandCaller() commands.Caller {
 	caller := commands.Caller{
-		CompanyID: c.companyID(), Environment: c.caller.Environment, Actor: c.actor(), RequestID: c.id, TraceParent: traceParent(c.r.Header),
+		CompanyID: c.companyID(), Environment: c.caller.Environment, Actor: c.actor(), RequestID: c.id, TraceParent: c.traceParent(),
 		Plan: c.server.plan(c.caller.Plan),
 	}
 	if c.device.DeviceID != "" {

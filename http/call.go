@@ -10,8 +10,10 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/gorilla/mux"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections/tokens"
 )
 
@@ -30,6 +32,7 @@ type call struct {
 	code   fault.Code // of the error that was answered; "" for a success
 	// documented says that the caller can read about errors where it asked: on the partners' address.
 	documented bool
+	span       trace.Span // of the request
 
 	base    string        // what URLs of ours begin with; "" until one is made
 	caller  tokens.Caller // the zero Caller until it is known
@@ -72,17 +75,8 @@ func unsafeInID(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.:=+/@", r)
 }
 
-// traceParent is the request's W3C Trace Context (https://www.w3.org/TR/trace-context/ §3.2) if it is well formed, else "".
-func traceParent(h http.Header) string {
-	v := h.Get("traceparent")
-	parts := strings.Split(v, "-")
-	if len(parts) != 4 || len(parts[0]) != 2 || len(parts[1]) != 32 || len(parts[2]) != 16 || len(parts[3]) != 2 || parts[0] == "ff" ||
-		strings.Trim(parts[1], "0") == "" || strings.Trim(parts[2], "0") == "" ||
-		strings.ContainsFunc(v, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') && r != '-' }) {
-		return ""
-	}
-	return v
-}
+// traceParent is the place of the request in its trace; "" if it is in none.
+func (c *call) traceParent() string { return telemetry.TraceParent(c.r.Context()) }
 
 // clientAddr is where the request came from: the last address that a trusted proxy added to X-Forwarded-For, or the connection's.
 func (s *Server) clientAddr(r *http.Request) netip.Addr {

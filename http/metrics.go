@@ -12,6 +12,7 @@ import (
 type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	inFlight prometheus.Gauge
 	streams  prometheus.Gauge
 	lost     prometheus.Counter
 }
@@ -25,6 +26,9 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "musique_http_request_duration_seconds", Help: "Time from a request's head to its answer, by operation. A stream counts until it ends.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"operation"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "musique_http_requests_in_flight", Help: "Requests that are being answered, streams of players included.",
+		}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "musique_player_streams", Help: "Player streams that are open.",
 		}),
@@ -32,7 +36,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "musique_usage_records_lost_total", Help: "Requests that are missing in the usage logs because the event store was away for too long.",
 		}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.streams, m.lost} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight, m.streams, m.lost} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -41,6 +45,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) observe(operation string, status int, took time.Duration) {
+	m.inFlight.Dec()
 	m.requests.WithLabelValues(operation, strconv.Itoa(status)).Inc()
 	m.duration.WithLabelValues(operation).Observe(took.Seconds())
 }

@@ -110,7 +110,7 @@ func loopback(hostport string) bool {
 
 // operator is who an operator's command is carried out for.
 func (c *call) operator() commands.Caller {
-	return commands.Caller{Actor: "operator", RequestID: c.id, TraceParent: traceParent(c.r.Header)}
+	return commands.Caller{Actor: "operator", RequestID: c.id, TraceParent: c.traceParent()}
 }
 
 type companyData struct {

@@ -32,7 +32,7 @@ func (s *Server) rebuildProjection(c *call) error {
 	if err := projections.StartRebuild(c.ctx(), s.pool, name, fresh); err != nil {
 		return err
 	}
-	s.log.Info("an operator had a projection rebuilt", "projection", name, "fresh", fresh, "request", c.id)
+	s.log.InfoContext(c.ctx(), "an operator had a projection rebuilt", "projection", name, "fresh", fresh, "requestId", c.id)
 	return c.data(http.StatusAccepted, map[string]any{"name": name, "building": true})
 }
 
@@ -42,7 +42,7 @@ func (s *Server) pauseRebuild(c *call) error {
 	if err := projections.PauseRebuild(c.ctx(), s.pool, name); err != nil {
 		return err
 	}
-	s.log.Info("an operator paused the rebuild of a projection", "projection", name, "request", c.id)
+	s.log.InfoContext(c.ctx(), "an operator paused the rebuild of a projection", "projection", name, "requestId", c.id)
 	return c.data(http.StatusAccepted, map[string]any{"name": name, "building": false})
 }
 
@@ -73,7 +73,7 @@ func (s *Server) skipEvent(c *call) error {
 	if err != nil {
 		return err
 	}
-	s.log.Warn("an operator had a projection skip an event", "projection", name, "event", skipped.ID, "type", skipped.Type, "stream", skipped.Stream,
-		"revision", skipped.Revision, "by", by, "reason", reason, "error", skipped.Error, "request", c.id)
+	s.log.WarnContext(c.ctx(), "an operator had a projection skip an event", "projection", name, "event", skipped.ID, "type", skipped.Type, "stream", skipped.Stream,
+		"revision", skipped.Revision, "by", by, "reason", reason, "error", skipped.Error, "requestId", c.id)
 	return c.data(http.StatusOK, skipped)
 }

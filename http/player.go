@@ -12,6 +12,7 @@ import (
 
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/workers/inbox"
 )
 
@@ -106,7 +107,7 @@ func (s *Server) tell(c *call, w *eventWriter, where inbox.Location, after int64
 		cancel()
 		if err != nil {
 			if c.ctx().Err() == nil {
-				s.log.Warn("an inbox cannot be read", "requestId", c.id, "device", c.device.DeviceID, "error", err)
+				s.log.WarnContext(c.ctx(), "an inbox cannot be read", "requestId", c.id, "device", c.device.DeviceID, "error", err)
 			}
 			return after, nil
 		}
@@ -142,6 +143,8 @@ type deliverEvent struct {
 	Volume     int         `json:"volume"`
 	PlayAt     *timestamp  `json:"playAt"`
 	ExpiresAt  timestamp   `json:"expiresAt"`
+	// TraceParent is the delivery's place in the trace of its send, if there is one: what a player's reports begin with as `traceparent`.
+	TraceParent string `json:"traceparent,omitempty"`
 }
 
 type cancelEvent struct {
@@ -149,8 +152,14 @@ type cancelEvent struct {
 	SendID     string `json:"sendId"`
 }
 
-func (s *Server) tellOne(c *call, w *eventWriter, item inbox.Item) error {
+func (s *Server) tellOne(c *call, w *eventWriter, item inbox.Item) (err error) {
 	d := item.Delivery
+	ctx, span := telemetry.Continue(c.ctx(), d.TraceParent, "tell player")
+	defer func() {
+		telemetry.Attribute(span, "musique.delivery_id", d.DeliveryID)
+		telemetry.Failed(span, err)
+		span.End()
+	}()
 	if item.Kind == inbox.Cancel {
 		return w.event(item.Seq, item.Kind, cancelEvent{d.DeliveryID, d.SendID})
 	}
@@ -164,6 +173,7 @@ func (s *Server) tellOne(c *call, w *eventWriter, item inbox.Item) error {
 			AudioID: d.AudioID, Name: d.Name, URL: s.mediaURL(c, d.BlobKey, until), SHA256: d.SHA256, Format: d.Format, Duration: seconds(time.Duration(d.DurationMs) * time.Millisecond), Size: d.Size,
 		},
 		Priority: d.Priority, Repeat: d.Repeat, Volume: d.Volume, PlayAt: optionalTime(d.PlayAt), ExpiresAt: timestamp(d.ExpiresAt),
+		TraceParent: telemetry.TraceParent(ctx),
 	})
 }
 

@@ -21,7 +21,7 @@ func (s *Server) reportFromEndpoint(c *call) error {
 		return errNoReport
 	}
 	return c.report(commands.ReportPlayback{
-		Caller: commands.Caller{CompanyID: named.CompanyID, Environment: named.Environment, Actor: endpointActor, RequestID: c.id, TraceParent: traceParent(c.r.Header)},
+		Caller: commands.Caller{CompanyID: named.CompanyID, Environment: named.Environment, Actor: endpointActor, RequestID: c.id, TraceParent: c.traceParent()},
 		UserID: userID, DeliveryID: named.DeliveryID,
 	}, "playing", "played", "failed")
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 const (
@@ -246,11 +247,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, found *route, han
 		timeout = found.timeout
 	}
 	limitConnection(w, timeout)
+	ctx := r.Context()
 	if timeout > 0 {
-		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
-		c.r = r.WithContext(ctx)
 	}
+	ctx, c.span = s.tracer.Accept(telemetry.WithRequest(ctx, c.id), r.Header.Get("traceparent"), c.spanName(), c.givenTrace())
+	c.r = r.WithContext(ctx)
+	s.metrics.inFlight.Inc()
 	defer s.note(c)
 	defer func() {
 		if thrown := recover(); thrown != nil {
@@ -292,6 +297,7 @@ func limitConnection(w http.ResponseWriter, timeout time.Duration) {
 func (s *Server) note(c *call) {
 	took := s.now().Sub(c.begun)
 	s.metrics.observe(c.operation(), c.w.status, took)
+	c.endSpan()
 	s.log.InfoContext(c.r.Context(), "request", "requestId", c.id, "operation", c.operation(), "method", recordable(c.r.Method, maxMethod), "path", recordable(c.r.URL.Path, maxLoggedPath),
 		"status", c.w.status, "code", string(c.code), "duration", took, "bytes", c.w.bytes, "company", c.companyID(), "actor", c.actor(), "ip", c.from.String())
 	s.recordUsage(c, took)

@@ -21,6 +21,7 @@ import (
 	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/keys"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections/tokens"
 	"github.com/musique/musique/workers/inbox"
 )
@@ -55,6 +56,8 @@ type Config struct {
 	TrustForwarded bool
 	// SpoolDir is where uploads are kept while they arrive; empty is the system's temporary folder.
 	SpoolDir string
+	// Tracer records the traces of requests; nil records none.
+	Tracer *telemetry.Tracer
 	// Registry gets the metrics, and /metrics shows it.
 	Registry *prometheus.Registry
 	Log      *slog.Logger
@@ -81,6 +84,7 @@ type Server struct {
 	trustForwarded bool
 	spoolDir       string
 	registry       *prometheus.Registry
+	tracer         *telemetry.Tracer
 	log            *slog.Logger
 	now            func() time.Time
 
@@ -117,7 +121,7 @@ func New(config Config) (*Server, error) {
 	s := &Server{
 		commands: config.Commands, reads: config.Reads, pool: config.Pool, store: config.Store, inbox: config.Inbox, blobs: config.Blobs, signer: blobs.NewSigner(config.Keys.SigningKeys("media")), reports: endpoint.NewReports(config.Keys.SigningKeys("report")), keys: config.Keys, plans: config.Plans, checks: config.Checks,
 		version: config.Version, opsToken: config.OpsToken, publicURL: config.PublicURL, trustForwarded: config.TrustForwarded, spoolDir: config.SpoolDir,
-		registry: config.Registry, log: config.Log, now: config.Now, reference: reference, metrics: metrics, streams: newStreams(), drained: make(chan struct{}),
+		registry: config.Registry, tracer: config.Tracer, log: config.Log, now: config.Now, reference: reference, metrics: metrics, streams: newStreams(), drained: make(chan struct{}),
 	}
 	if s.now == nil {
 		s.now = time.Now

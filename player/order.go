@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"time"
 
 	"github.com/musique/musique/domain/playback"
@@ -19,6 +20,9 @@ const (
 	usualPriority = "normal"
 )
 
+// traceParentPattern is what can be a header of a report.
+var traceParentPattern = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
 // Order is what the server wants played, as it says it.
 type Order struct {
 	DeliveryID string     `json:"deliveryId"`
@@ -29,6 +33,8 @@ type Order struct {
 	Volume     int        `json:"volume"` // percent
 	PlayAt     *time.Time `json:"playAt"`
 	ExpiresAt  time.Time  `json:"expiresAt"`
+	// TraceParent is the delivery's place in the trace of its send (W3C Trace Context), if there is one; reports go on from there.
+	TraceParent string `json:"traceparent,omitempty"`
 }
 
 // Audio is what an order plays.
@@ -59,6 +65,9 @@ func parseOrder(data []byte, now time.Time) (Order, error) {
 	o.Repeat = min(max(o.Repeat, 1), maxRepeat)
 	o.Volume = min(max(o.Volume, 0), maxVolume)
 	o.Audio.Duration = min(max(o.Audio.Duration, 0), maxDuration.Seconds())
+	if !traceParentPattern.MatchString(o.TraceParent) {
+		o.TraceParent = ""
+	}
 	if o.ExpiresAt.IsZero() {
 		o.ExpiresAt = now.Add(usualLife)
 	}

@@ -522,7 +522,8 @@ func (p *player) job(id string) *job {
 
 // word is a report of this moment.
 func (p *player) word(id, status, reason string) report {
-	return report{DeliveryID: id, Status: status, At: p.now().UTC(), Reason: clip(reason, maxReasonBytes)}
+	of, _ := p.state.task(id) // what makes no sense is no task
+	return report{DeliveryID: id, Status: status, At: p.now().UTC(), Reason: clip(reason, maxReasonBytes), TraceParent: of.TraceParent}
 }
 
 func (p *player) now() time.Time {

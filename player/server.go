@@ -282,6 +282,9 @@ func (s *server) report(ctx context.Context, r report) (done bool, err error) {
 		return true, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if r.TraceParent != "" {
+		req.Header.Set("traceparent", r.TraceParent)
+	}
 	resp, err := s.http.Do(req)
 	if err != nil {
 		return false, err

@@ -51,6 +51,8 @@ type report struct {
 	Status     string    `json:"status"`
 	At         time.Time `json:"at"`
 	Reason     string    `json:"reason,omitempty"`
+	// TraceParent is the order's.
+	TraceParent string `json:"traceparent,omitempty"`
 }
 
 // state is what outlives the process. It is a file that holds it whole, and a journal of the changes since: each is on the disk before it takes effect.

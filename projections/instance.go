@@ -13,6 +13,7 @@ import (
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // leadCheckEvery is how often an idle lead asks whether its connection still lives.
@@ -145,7 +146,9 @@ func (i *instance) handle(msg *message.Message) error {
 	}
 	name, m := i.projection.Name, i.runner.metrics
 	began := time.Now()
-	applied, err := lead.apply(msg.Context(), page)
+	ctx, traced := telemetry.OnEvents(msg.Context(), "project "+name, page.Events)
+	applied, err := lead.apply(ctx, page)
+	traced.End(err)
 	m.events.WithLabelValues(name).Add(float64(applied))
 	m.position.WithLabelValues(name).Set(float64(lead.at().Commit))
 	switch {

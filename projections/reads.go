@@ -12,6 +12,7 @@ import (
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections/locations"
 	"github.com/musique/musique/projections/quotas"
 	"github.com/musique/musique/projections/readmodel"
@@ -60,6 +61,7 @@ func (r *Reads) SendEnded(ctx context.Context, sendID string) (bool, error) {
 func (r *Reads) Delivery(ctx context.Context, companyID string, env event.Environment, deliveryID string) (known commands.KnownDelivery, found bool, err error) {
 	ref, d, found, err := sends.FindDelivery(ctx, r.pool, companyID, env, deliveryID)
 	known.Ref = ref
+	known.TraceParent = telemetry.Followed(d.TraceParent, d.Destinations)
 	if d.QueuedAt != nil {
 		known.SentAt = *d.QueuedAt
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections"
 )
 
@@ -84,6 +85,8 @@ func (w *Cancellation) handle(ctx context.Context, batch *pgx.Batch, events []ev
 }
 
 func (w *Cancellation) cancel(ctx context.Context, meta event.Metadata, refs []delivery.Ref, reason string) error {
+	ctx, span := telemetry.Continue(telemetry.WithRequest(ctx, meta.RequestID), telemetry.Followed(telemetry.Next(ctx, meta.TraceParent), len(refs)), "cancel deliveries")
+	defer span.End()
 	caller := commands.Caller{CompanyID: meta.CompanyID, Environment: meta.Environment, Actor: "worker:cancellation", RequestID: meta.RequestID}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(enders)
@@ -118,7 +121,7 @@ func (w *Cancellation) removed(ctx context.Context, batch *pgx.Batch, e event.Re
 	if err := w.Reads.WaitFor(ctx, e.Position, commands.Sends); err != nil {
 		return err
 	}
-	if err := w.empty(ctx, r, e.Metadata.RequestID); err != nil {
+	if err := w.empty(ctx, r, e.Metadata); err != nil {
 		return err
 	}
 	batch.Queue(`INSERT INTO workers.removed_location VALUES ($1, $2, $3, $4, $5, $6, 0, $7) ON CONFLICT DO NOTHING`,
@@ -127,7 +130,7 @@ func (w *Cancellation) removed(ctx context.Context, batch *pgx.Batch, e event.Re
 }
 
 // empty cancels what is still to be played at a location that was removed, unless it was sent after the location was made again.
-func (w *Cancellation) empty(ctx context.Context, r removal, requestID string) error {
+func (w *Cancellation) empty(ctx context.Context, r removal, cause event.Metadata) error {
 	before := event.Position{Commit: math.MaxInt64}
 	since, err := w.Store.Page(ctx, r.Stream, uint64(r.Revision)+1, math.MaxInt)
 	if err != nil {
@@ -143,7 +146,7 @@ func (w *Cancellation) empty(ctx context.Context, r removal, requestID string) e
 	if err != nil {
 		return err
 	}
-	return w.cancel(ctx, event.Metadata{CompanyID: r.CompanyID, Environment: r.Environment, RequestID: requestID}, refs, "the location was removed")
+	return w.cancel(ctx, event.Metadata{CompanyID: r.CompanyID, Environment: r.Environment, RequestID: cause.RequestID, TraceParent: cause.TraceParent}, refs, "the location was removed")
 }
 
 // lookAgain looks at locations that were removed not long ago.
@@ -178,7 +181,7 @@ func (w *Cancellation) lookAgain(ctx context.Context) (time.Duration, error) {
 }
 
 func (w *Cancellation) lookAt(ctx context.Context, r removal) error {
-	if err := w.empty(ctx, r, ""); err != nil {
+	if err := w.empty(ctx, r, event.Metadata{}); err != nil {
 		return err
 	}
 	if r.Looks++; r.Looks < len(looks) {

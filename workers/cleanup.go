@@ -15,6 +15,7 @@ import (
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections/usagelogs"
 )
 
@@ -77,6 +78,8 @@ func (w *Cleanup) cancelSends(ctx context.Context, e event.Recorded, audioID str
 	if err != nil {
 		return err
 	}
+	ctx, span := telemetry.Continue(telemetry.WithRequest(ctx, e.Metadata.RequestID), telemetry.Next(ctx, e.Metadata.TraceParent), "cancel sends of deleted audio")
+	defer span.End()
 	caller := commands.Caller{CompanyID: e.Metadata.CompanyID, Environment: e.Metadata.Environment, Actor: "worker:cleanup", RequestID: e.Metadata.RequestID}
 	for _, sendID := range pending {
 		err := w.Commands.CancelSend.Handle(ctx, commands.CancelSend{Caller: caller, SendID: sendID})

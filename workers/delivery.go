@@ -14,6 +14,7 @@ import (
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/kafka"
 	"github.com/musique/musique/infra/postgres"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/workers/inbox"
 )
 
@@ -80,25 +81,33 @@ func (w *Delivery) take(ctx context.Context, group []*message.Message) {
 	}
 }
 
-func (w *Delivery) deliver(ctx context.Context, group []*message.Message) error {
-	var entries []inbox.Entry
+func (w *Delivery) deliver(ctx context.Context, group []*message.Message) (err error) {
+	var sends []DispatchSend
+	var origins []string
 	for _, msg := range group {
 		var dispatched Dispatched
 		if err := json.Unmarshal(msg.Payload, &dispatched); err != nil {
 			return fmt.Errorf("read message: %w", err)
 		}
 		for _, s := range dispatched.Sends {
-			for _, to := range s.To {
-				entries = append(entries, inbox.Entry{
-					Location:   inbox.Location{CompanyID: s.CompanyID, Environment: s.Environment, UserID: to.UserID},
-					ExternalID: to.ExternalID,
-					Delivery: inbox.Delivery{
-						DeliveryID: to.DeliveryID, SendID: s.SendID, AudioID: s.Audio.AudioID, BlobKey: s.Audio.BlobKey, Name: s.Audio.Name,
-						SHA256: s.Audio.SHA256, Format: s.Audio.Format, DurationMs: s.Audio.DurationMs, Size: s.Audio.Size,
-						Priority: s.Priority, Repeat: s.Repeat, Volume: s.Volume, PlayAt: to.PlayAt, ExpiresAt: to.ExpiresAt,
-					},
-				})
-			}
+			sends, origins = append(sends, s), append(origins, s.TraceParent)
+		}
+	}
+	ctx, traced := telemetry.Together(ctx, "deliver", origins...)
+	defer func() { traced.End(err) }()
+	var entries []inbox.Entry
+	for _, s := range sends {
+		traceParent := telemetry.Followed(telemetry.Next(ctx, s.TraceParent), s.Total)
+		for _, to := range s.To {
+			entries = append(entries, inbox.Entry{
+				Location:   inbox.Location{CompanyID: s.CompanyID, Environment: s.Environment, UserID: to.UserID},
+				ExternalID: to.ExternalID,
+				Delivery: inbox.Delivery{
+					DeliveryID: to.DeliveryID, SendID: s.SendID, AudioID: s.Audio.AudioID, BlobKey: s.Audio.BlobKey, Name: s.Audio.Name,
+					SHA256: s.Audio.SHA256, Format: s.Audio.Format, DurationMs: s.Audio.DurationMs, Size: s.Audio.Size,
+					Priority: s.Priority, Repeat: s.Repeat, Volume: s.Volume, PlayAt: to.PlayAt, ExpiresAt: to.ExpiresAt, TraceParent: traceParent,
+				},
+			})
 		}
 	}
 	put, wake := &pgx.Batch{}, &pgx.Batch{}

@@ -18,6 +18,7 @@ import (
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 const (
@@ -45,11 +46,15 @@ type DispatchSend struct {
 	CompanyID   string            `json:"companyId"`
 	Environment event.Environment `json:"environment"`
 	SendID      string            `json:"sendId"`
-	Audio       DispatchAudio     `json:"audio"`
-	Priority    string            `json:"priority"`
-	Repeat      int               `json:"repeat"`
-	Volume      int               `json:"volume"`
-	To          []DispatchTo      `json:"to"`
+	// Total is how many destinations the send has in all, here and elsewhere.
+	Total    int           `json:"total,omitempty"`
+	Audio    DispatchAudio `json:"audio"`
+	Priority string        `json:"priority"`
+	Repeat   int           `json:"repeat"`
+	Volume   int           `json:"volume"`
+	To       []DispatchTo  `json:"to"`
+	// TraceParent is the dispatch's place in the trace of the send, if there is one.
+	TraceParent string `json:"traceparent,omitempty"`
 }
 
 // DispatchAudio is what a player needs to know of the audio.
@@ -265,8 +270,8 @@ func (w *Dispatch) add(ctx context.Context, buckets map[int][]DispatchSend, meta
 			return err
 		}
 		sends = append(sends, DispatchSend{
-			CompanyID: meta.CompanyID, Environment: meta.Environment, SendID: sent.SendID, Audio: details,
-			Priority: sent.Priority, Repeat: sent.Repeat, Volume: sent.Volume,
+			CompanyID: meta.CompanyID, Environment: meta.Environment, SendID: sent.SendID, Total: sent.Total, Audio: details,
+			Priority: sent.Priority, Repeat: sent.Repeat, Volume: sent.Volume, TraceParent: telemetry.Next(ctx, meta.TraceParent),
 		})
 	}
 	last := &sends[len(sends)-1]
@@ -320,11 +325,28 @@ func shareOf(ctx context.Context, bucket int, sends []DispatchSend) (messages []
 		if err != nil {
 			return nil, fmt.Errorf("dispatch: %w", err)
 		}
+		traceParent := traceOf(sends[:n])
 		sends = sends[n:]
 		msg := message.NewMessage(watermill.NewUUID(), payload)
 		msg.SetContext(ctx)
 		msg.Metadata.Set(kafka.KeyMetadata, strconv.Itoa(bucket))
+		if traceParent != "" {
+			msg.Metadata.Set(traceParentHeader, traceParent)
+		}
 		messages = append(messages, msg)
 	}
 	return messages, nil
+}
+
+// traceParentHeader is the header of a Kafka message that says where in a trace it was made (W3C Trace Context).
+const traceParentHeader = "traceparent"
+
+// traceOf is the place of all of these sends in their traces, if it is the same.
+func traceOf(sends []DispatchSend) string {
+	for _, s := range sends[1:] {
+		if s.TraceParent != sends[0].TraceParent {
+			return ""
+		}
+	}
+	return sends[0].TraceParent
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/musique/musique/infra/blobs"
 	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/keys"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/workers/inbox"
 )
 
@@ -228,6 +229,8 @@ func (w *Endpoints) attempt(ctx context.Context, l *lane, t *telling) error {
 	if err != nil || !ok {
 		return err
 	}
+	ctx, span := telemetry.Continue(ctx, t.traceParent(), "ask endpoint")
+	defer span.End()
 	began := w.Now()
 	a := w.ask(ctx, l, t)
 	a.at = w.Now()
@@ -235,7 +238,10 @@ func (w *Endpoints) attempt(ctx context.Context, l *lane, t *telling) error {
 	a.nextAt = a.at.Add(max(a.after, backoff(number, rand.Float64()))) //nolint:gosec // jitter is no secret
 	w.attempts.WithLabelValues(t.kind, a.outcome).Inc()
 	w.took.Observe(took.Seconds())
-	w.Log.Info("an endpoint was asked", "company", l.CompanyID, "location", l.externalID, "host", hostOf(l.url), "kind", t.kind, "delivery", t.deliveryID,
+	telemetry.Attribute(span, "musique.delivery_id", t.deliveryID)
+	telemetry.Attribute(span, "musique.outcome", a.outcome)
+	telemetry.Number(span, "musique.attempt", number)
+	w.Log.InfoContext(ctx, "an endpoint was asked", "company", l.CompanyID, "location", l.externalID, "host", hostOf(l.url), "kind", t.kind, "delivery", t.deliveryID,
 		"attempt", number, "outcome", a.outcome, "status", a.status, "duration", took)
 	waited, err := w.finish(ctx, t, number, a)
 	if err != nil || !waited || t.kind == inbox.Cancel || a.state == stateTrying {
@@ -256,7 +262,7 @@ func (w *Endpoints) record(ctx context.Context, l *lane, t *telling) error {
 			UserID: l.UserID, DeliveryID: t.deliveryID, Status: string(status), At: t.answeredAt, Reason: t.reason,
 		})
 		if fault.CodeOf(err) == fault.NotFound { // there is nobody to record it for
-			w.Log.Error("what an endpoint answered is about no delivery", "delivery", t.deliveryID, "error", err)
+			w.Log.ErrorContext(ctx, "what an endpoint answered is about no delivery", "delivery", t.deliveryID, "error", err)
 			break
 		}
 		if err != nil {
@@ -351,6 +357,9 @@ func (w *Endpoints) ask(ctx context.Context, l *lane, t *telling) answer {
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("User-Agent", "Musique")
+	if traceParent := telemetry.TraceParent(ctx); traceParent != "" {
+		request.Header.Set(traceParentHeader, traceParent)
+	}
 	endpoint.Sign(request.Header, secret, id, w.Now(), body)
 	response, err := w.client.Do(request)
 	if err != nil {

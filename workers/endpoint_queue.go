@@ -190,6 +190,15 @@ type telling struct {
 	answeredAt *time.Time // of what is to be recorded
 }
 
+// traceParent is the delivery's place in the trace of its send; "" if it is in none, or over.
+func (t *telling) traceParent() string {
+	var d inbox.Delivery
+	if json.Unmarshal(t.payload, &d) != nil {
+		return "" // there is no payload of what is over; of one that cannot be read the message to the endpoint tells
+	}
+	return d.TraceParent
+}
+
 // look renews the lease and finds what there is: what an endpoint's answer came to and is not recorded, what was called off, and the first delivery of each
 // priority, the highest first. What a player of the location has, or the endpoint reports on, is left to them. Held is false where another process has the endpoint now, or it is gone.
 func (w *Endpoints) look(ctx context.Context, l *lane) (found []telling, held bool, err error) {

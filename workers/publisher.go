@@ -15,6 +15,7 @@ import (
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/workers/cloudevents"
 )
 
@@ -106,7 +107,9 @@ func (w *Publisher) publish(ctx context.Context) error {
 }
 
 // publishPage returns when the brokers have what is public of a page, and that it was published.
-func (w *Publisher) publishPage(ctx context.Context, publisher message.Publisher, page eventstore.Page) error {
+func (w *Publisher) publishPage(ctx context.Context, publisher message.Publisher, page eventstore.Page) (err error) {
+	ctx, traced := telemetry.OnEvents(ctx, "publish", page.Events)
+	defer func() { traced.End(err) }()
 	messages, err := w.messages(ctx, page.Events)
 	if err != nil {
 		return err
@@ -186,6 +189,9 @@ func (w *Publisher) messages(ctx context.Context, events []event.Recorded) (map[
 				msg.Metadata.Set(name, value)
 			}
 			msg.Metadata.Set(kafka.KeyMetadata, public.Key)
+			if traceParent := telemetry.Next(ctx, one.Metadata.TraceParent); traceParent != "" {
+				msg.Metadata.Set(traceParentHeader, traceParent)
+			}
 			messages[public.Topic] = append(messages[public.Topic], msg)
 		}
 	}

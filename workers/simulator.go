@@ -12,6 +12,7 @@ import (
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/workers/inbox"
 )
 
@@ -99,6 +100,8 @@ ORDER BY seq LIMIT $3`
 }
 
 func (w *Simulator) report(ctx context.Context, s simulated, d inbox.Delivery) {
+	ctx, span := telemetry.Continue(ctx, d.TraceParent, "simulate player")
+	defer span.End()
 	statuses := []delivery.Status{delivery.StatusDelivered, delivery.StatusPlaying, delivery.StatusPlayed}
 	if s.ExternalID == SimulatedFailure {
 		statuses = []delivery.Status{delivery.StatusDelivered, delivery.StatusFailed}
@@ -117,7 +120,7 @@ func (w *Simulator) report(ctx context.Context, s simulated, d inbox.Delivery) {
 		})
 		if err != nil {
 			if ctx.Err() == nil {
-				w.Log.Warn("a simulated player could not report; it tries again", "delivery", d.DeliveryID, "error", err)
+				w.Log.WarnContext(ctx, "a simulated player could not report; it tries again", "delivery", d.DeliveryID, "error", err)
 			}
 			return
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/musique/musique/infra/blobs"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/postgres"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/workers/inbox"
 )
 
@@ -124,7 +125,9 @@ RETURNING commit_position, prepare_position`
 
 // apply writes what the page does and the checkpoint in one round trip, which is one transaction. It fails where the checkpoint is not at the position
 // that this instance left it at.
-func (f follower) apply(ctx context.Context, at event.Position, page eventstore.Page) error {
+func (f follower) apply(ctx context.Context, at event.Position, page eventstore.Page) (err error) {
+	ctx, traced := telemetry.OnEvents(ctx, f.name, page.Events)
+	defer func() { traced.End(err) }()
 	batch := &pgx.Batch{}
 	// What is lost of this when the server crashes is done again from the checkpoint that is lost with it.
 	batch.Queue(unsynced)

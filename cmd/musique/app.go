@@ -14,6 +14,7 @@ import (
 	httpapi "github.com/musique/musique/http"
 	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections"
 	"github.com/musique/musique/workers"
 	"github.com/musique/musique/workers/inbox"
@@ -24,6 +25,7 @@ type app struct {
 	config    serveConfig
 	parts     *parts
 	registry  *prometheus.Registry
+	tracer    *telemetry.Tracer
 	log       *slog.Logger
 	positions *projections.Positions
 	hub       *inbox.Hub
@@ -31,8 +33,8 @@ type app struct {
 	commands  *commands.Handlers
 }
 
-func assemble(config serveConfig, p *parts, registry *prometheus.Registry, log *slog.Logger) *app {
-	a := &app{config: config, parts: p, registry: registry, log: log}
+func assemble(config serveConfig, p *parts, registry *prometheus.Registry, tracer *telemetry.Tracer, log *slog.Logger) *app {
+	a := &app{config: config, parts: p, registry: registry, tracer: tracer, log: log}
 	a.positions = projections.NewPositions(p.pool, log)
 	a.hub = inbox.NewHub(p.pool, log)
 	a.reads = projections.NewReads(p.pool, a.positions)
@@ -116,7 +118,7 @@ func (a *app) api() (*httpapi.Server, error) {
 			EventStore: p.store.Ping,
 		},
 		Version: version, OpsToken: a.config.opsToken, PublicURL: a.config.publicURL, TrustForwarded: a.config.trustForwarded,
-		Registry: a.registry, Log: a.log,
+		Tracer: a.tracer, Registry: a.registry, Log: a.log,
 	})
 }
 

@@ -89,7 +89,7 @@ func openBenchSystem(ctx context.Context, dir string) (s *benchSystem, err error
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	running, background := errgroup.WithContext(background)
 	s = &benchSystem{
-		app: assemble(config, parts, prometheus.NewRegistry(), log), stop: stop, running: running, background: background, sent: newPassages(),
+		app: assemble(config, parts, prometheus.NewRegistry(), nil, log), stop: stop, running: running, background: background, sent: newPassages(),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: benchCallers + benchLocations, DisableCompression: true}},
 	}
 	defer func() {

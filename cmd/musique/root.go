@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // newRoot returns the command tree. Every subcommand stands in a file of its own name.
@@ -61,7 +63,7 @@ func newLogger(format, level string) *slog.Logger {
 	}
 	options := &slog.HandlerOptions{Level: l}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		return slog.New(telemetry.LogHandler(slog.NewJSONHandler(os.Stderr, options)))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return slog.New(telemetry.LogHandler(slog.NewTextHandler(os.Stderr, options)))
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/musique/musique/domain/company"
 	httpapi "github.com/musique/musique/http"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 // embedded is the value of a part's setting that runs the part inside this program.
@@ -35,6 +36,8 @@ const (
 	drainTimeout  = 15 * time.Second
 	recordTimeout = 10 * time.Second
 	stopTimeout   = 15 * time.Second
+	// tracesTimeout bounds the sending of the last spans.
+	tracesTimeout = 5 * time.Second
 	// A client that is slow to say what it wants, or says nothing more, is let go.
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
@@ -65,6 +68,8 @@ var serveSettings = []setting{
 	{"heads-every", "MUSIQUE_HEADS_EVERY", "1m", "how often a head of the event history is signed, if there is something new: such as 1m"},
 	{"log-format", "MUSIQUE_LOG_FORMAT", "text", "text or json"},
 	{"log-level", "MUSIQUE_LOG_LEVEL", "info", "debug, info, warn or error"},
+	{"traces-endpoint", "MUSIQUE_TRACES_ENDPOINT", "", "base URL of an OTLP/HTTP receiver that gets the traces, such as http://127.0.0.1:4318; empty is what OTEL_EXPORTER_OTLP_ENDPOINT says, or no traces"},
+	{"traces-sample", "MUSIQUE_TRACES_SAMPLE", "", "share of the requests that are traced, from 0 to 1; empty is what OTEL_TRACES_SAMPLER says, or 1"},
 	{"ops-token", "MUSIQUE_OPS_TOKEN", "", "bearer token for /ops; required where the ops address is not loopback; prefer the variable, since flags show in process lists"},
 	{"secret-key", "MUSIQUE_SECRET_KEY", "", "64 hexadecimal digits that tokens are hashed with, several parted by commas to rotate; empty is the file secret.key in the data folder; prefer the variable"},
 	{"public-url", "MUSIQUE_PUBLIC_URL", "", "what URLs in answers begin with, such as https://api.example.com; empty is what each caller reached the server by, and the address of --http-addr in messages to endpoints"},
@@ -93,6 +98,8 @@ type serveConfig struct {
 	roles                        []string
 	logFormat, logLevel          string
 	opsToken, secretKey          string
+	tracesEndpoint               string
+	tracesSample                 *float64 // nil is not said
 	publicURL                    *url.URL // nil is none
 	trustForwarded, demo         bool
 	allowPrivateEndpoints        bool
@@ -148,7 +155,8 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 		eventStore: get("eventstore"), eventStoreListen: get("eventstore-listen"),
 		kafka: get("kafka"), kafkaListen: get("kafka-listen"), database: get("database"), blobs: get("blobs"),
 		heads: get("heads"), headsKey: get("heads-key"),
-		logFormat: get("log-format"), logLevel: get("log-level"), opsToken: get("ops-token"), secretKey: get("secret-key"),
+		tracesEndpoint: get("traces-endpoint"),
+		logFormat:      get("log-format"), logLevel: get("log-level"), opsToken: get("ops-token"), secretKey: get("secret-key"),
 	}
 	for _, flag := range []struct {
 		name string
@@ -179,6 +187,13 @@ func readServeConfig(cmd *cobra.Command) (serveConfig, error) {
 				return serveConfig{}, fmt.Errorf("--kafka is 'embedded' or host:port,…: %w", err)
 			}
 		}
+	}
+	if text := get("traces-sample"); text != "" {
+		share, err := telemetry.ParseShare(text)
+		if err != nil {
+			return serveConfig{}, fmt.Errorf("--traces-sample: %w", err)
+		}
+		c.tracesSample = &share
 	}
 	if c.roles, err = parseRoles(get("roles")); err != nil {
 		return serveConfig{}, err
@@ -370,10 +385,21 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	}
 	defer func() { err = errors.Join(err, parts.close()) }()
 
+	tracer, err := telemetry.Open(ctx, telemetry.Config{Endpoint: config.tracesEndpoint, Sample: config.tracesSample, Version: version, Roles: config.roles, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { // after what records spans
+		ctx, cancel := context.WithTimeout(context.Background(), tracesTimeout)
+		defer cancel()
+		if err := tracer.Close(ctx); err != nil {
+			log.Warn("the last traces could not be sent", "error", err)
+		}
+	}()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	background, stopBackground := context.WithCancel(tracer.In(context.WithoutCancel(ctx)))
 	running, background := errgroup.WithContext(background)
 	defer func() {
 		stopBackground()
@@ -382,7 +408,7 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 		}
 	}()
 	// Requests are served to their end, so what they wait for runs as long as they do.
-	app := assemble(config, parts, registry, log)
+	app := assemble(config, parts, registry, tracer, log)
 	app.start(background, running)
 	running.Go(func() error { return parts.watch(background) })
 

@@ -182,13 +182,16 @@ func tracerOf(ctx context.Context) *Tracer {
 }
 
 // none is a span that nothing is recorded of.
-var none = noop.Span{}
+var none trace.Span = noop.Span{}
 
 // Accept begins the span of a request from outside, and makes this tracer that of the context. A well-formed traceparent is gone on with, so that who asks
 // finds the request in a trace of theirs; but whether it is recorded is decided here, by chance: neither their flag nor their choice of a trace's ID, by which
-// the usual sampler goes, has a say in what it costs.
-func (t *Tracer) Accept(ctx context.Context, traceParent, name string) (context.Context, trace.Span) {
-	parent := parse(traceParent).WithTraceFlags(0)
+// the usual sampler goes, has a say in what it costs. Given says that the traceparent is one that this system gave out: then what it is not to record, it does
+// not record.
+func (t *Tracer) Accept(ctx context.Context, traceParent, name string, given bool) (context.Context, trace.Span) {
+	parent := parse(traceParent)
+	over := given && !parent.IsSampled()
+	parent = parent.WithTraceFlags(0)
 	if t == nil {
 		if parent.IsValid() {
 			ctx = trace.ContextWithRemoteSpanContext(ctx, parent)
@@ -196,7 +199,7 @@ func (t *Tracer) Accept(ctx context.Context, traceParent, name string) (context.
 		return ctx, none
 	}
 	if ctx = t.In(ctx); parent.IsValid() {
-		if t.decide() {
+		if !over && t.decide() {
 			parent = parent.WithTraceFlags(trace.FlagsSampled)
 		}
 		ctx = trace.ContextWithRemoteSpanContext(ctx, parent)

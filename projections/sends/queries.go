@@ -136,6 +136,9 @@ type Delivery struct {
 	QueuedAt, DeliveredAt, PlayingAt, EndedAt *time.Time
 	// Reason tells why it failed, expired or was cancelled.
 	Reason *string
+	// TraceParent and Destinations are those of its send, as FindDelivery tells them.
+	TraceParent  string `db:"-"`
+	Destinations int    `db:"-"`
 }
 
 // DeliveryID names the delivery.
@@ -203,10 +206,10 @@ func FindDelivery(ctx context.Context, pool *pgxpool.Pool, companyID string, env
 	if !ok {
 		return delivery.Ref{}, Delivery{}, false, nil
 	}
-	const query = `SELECT s.audio_id, ` + deliveryColumns + `
+	const query = `SELECT s.audio_id, s.traceparent, s.total, ` + deliveryColumns + `
 		FROM sends.delivery d JOIN sends.send s ON s.send_id = d.send_id
 		WHERE d.send_id = $1 AND d.user_id = $2 AND s.company_id = $3 AND s.environment = $4 AND s.sealed`
-	err = pool.QueryRow(ctx, query, sendID, userID, companyID, env).Scan(&ref.AudioID, &d.SendID, &d.ExternalID, &d.UserID, &d.Status, &d.PlayAt, &d.ExpiresAt,
+	err = pool.QueryRow(ctx, query, sendID, userID, companyID, env).Scan(&ref.AudioID, &d.TraceParent, &d.Destinations, &d.SendID, &d.ExternalID, &d.UserID, &d.Status, &d.PlayAt, &d.ExpiresAt,
 		&d.QueuedAt, &d.DeliveredAt, &d.PlayingAt, &d.EndedAt, &d.Reason)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return delivery.Ref{}, Delivery{}, false, nil

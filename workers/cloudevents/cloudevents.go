@@ -119,8 +119,10 @@ func Of(e event.Recorded) (public Event, ok bool, err error) {
 		"ce_environment": string(e.Metadata.Environment),
 		"ce_companyid":   e.Metadata.CompanyID,
 	}
-	// CloudEvents 1.0 §3.1: an attribute is not empty, but absent.
-	for name, value := range map[string]string{"ce_correlationid": e.Metadata.CorrelationID, "ce_causationid": e.Metadata.CausationID} {
+	// CloudEvents 1.0 §3.1: an attribute is not empty, but absent. The traceparent is where the event was made, and stays (Distributed Tracing extension).
+	for name, value := range map[string]string{
+		"ce_correlationid": e.Metadata.CorrelationID, "ce_causationid": e.Metadata.CausationID, "ce_traceparent": e.Metadata.TraceParent,
+	} {
 		if value != "" {
 			headers[name] = value
 		}

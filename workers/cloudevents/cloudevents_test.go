@@ -93,7 +93,7 @@ func TestPublicEvents(t *testing.T) {
 			"ce_source": "/musique/" + strings.Split(public.Topic, ".")[1], "ce_subject": public.Headers["ce_subject"],
 			"ce_time": e.Metadata.Time.Format(time.RFC3339Nano), "ce_dataschema": cloudevents.SchemaID(e.Type),
 			"ce_environment": string(e.Metadata.Environment), "ce_companyid": e.Metadata.CompanyID,
-			"ce_correlationid": e.Metadata.CorrelationID, "ce_causationid": e.Metadata.CausationID,
+			"ce_correlationid": e.Metadata.CorrelationID, "ce_causationid": e.Metadata.CausationID, "ce_traceparent": e.Metadata.TraceParent,
 		}, public.Headers)
 	}
 }

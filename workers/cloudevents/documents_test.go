@@ -284,6 +284,7 @@ func headersSchema() object {
 			"ce_companyid":     text("The company."),
 			"ce_correlationid": text("The request that everything began with, if there was one."),
 			"ce_causationid":   text("The request or event that had this one happen, if there was one."),
+			"ce_traceparent":   text("Where in a trace it was made, if it was in one (W3C Trace Context; the Distributed Tracing extension of CloudEvents)."),
 		},
 		"required": []any{"content-type", "ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "ce_subject", "ce_dataschema", "ce_environment", "ce_companyid"},
 	}

@@ -50,6 +50,8 @@ type Delivery struct {
 	Volume     int        `json:"volume"`
 	PlayAt     *time.Time `json:"playAt,omitempty"`
 	ExpiresAt  time.Time  `json:"expiresAt,omitzero"`
+	// TraceParent is the delivery's place in the trace of its send, if there is one.
+	TraceParent string `json:"traceparent,omitempty"`
 }
 
 // Last is the highest seq that was given to any item yet, gone or not; 0 if none was.
