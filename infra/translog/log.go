@@ -11,7 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -148,6 +148,9 @@ func (l *Log) resume() error {
 	if state.Size == 0 {
 		return nil
 	}
+	if err := l.complete(state.Size); err != nil {
+		return err
+	}
 	n := (state.Size - 1) / tileWidth
 	width := int(state.Size - n*tileWidth)
 	entries, err := readEntries(l.dir, n, width)
@@ -171,6 +174,21 @@ func (l *Log) resume() error {
 	}
 	l.saved[entriesLevel] = part{n, len(l.bundle)}
 	return nil
+}
+
+// complete fails where a whole tile or bundle is lost.
+func (l *Log) complete(size uint64) error {
+	for level := entriesLevel; ; level++ {
+		whole := size >> (tileHeight * max(level, 0)) / tileWidth
+		if whole == 0 {
+			return nil
+		}
+		for n := range whole {
+			if _, err := os.Stat(filepath.Join(l.dir, tilePath(level, n, tileWidth))); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // checkHeads makes sure that the tree goes on from the newest head, or has yet to come to it.
@@ -390,10 +408,16 @@ func (l *Log) Sign(now time.Time) (head Head, ok bool, err error) {
 
 // keep writes a head behind the others, and as the newest. A file of heads is written by one Log only: where one ends amid a note, nothing comes after.
 func (l *Log) keep(head Head, now time.Time) error {
+	flags := os.O_APPEND | os.O_WRONLY
 	if l.headFile == "" {
-		l.headFile = filepath.Join(l.dir, headsFolder, now.UTC().Format("20060102T150405.000000000")+"-"+strconv.FormatUint(head.Size, 10))
+		flags |= os.O_CREATE | os.O_EXCL
+		l.headFile = filepath.Join(l.dir, headsFolder, now.UTC().Format("20060102T150405.000000000"))
 	}
-	file, err := os.OpenFile(l.headFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644) //nolint:gosec // heads are to be copied and read by others
+	file, err := os.OpenFile(l.headFile, flags, 0o644) //nolint:gosec // heads are to be copied and read by others
+	for n := 2; errors.Is(err, os.ErrExist); n++ {     // a clock that went back
+		l.headFile = fmt.Sprintf("%s-%d", strings.TrimSuffix(l.headFile, fmt.Sprintf("-%d", n-1)), n)
+		file, err = os.OpenFile(l.headFile, flags, 0o644) //nolint:gosec // as above
+	}
 	if err != nil {
 		return err
 	}

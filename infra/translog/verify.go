@@ -206,13 +206,9 @@ type verification struct {
 
 	missing, added []candidate
 	overflow       uint64
-	shifted        struct {
-		count       uint64
-		first, last Named
-		fields      []string
-	}
-	changed []located
-	hidden  map[string]string
+	shifted        []located // of which only the place or the time differs
+	changed        []located
+	hidden         map[string]string
 }
 
 // candidate is an event that one side has where the other has not; it may be elsewhere there.
@@ -508,19 +504,14 @@ func (v *verification) isBoth(k keptLeaf, s storedEvent) {
 	}
 	fields := k.entry.differences(s.entry)
 	was, found := k.entry.named(&k.index), s.entry.named(nil)
-	onlyMoved := slices.Contains(fields, "position") && !slices.ContainsFunc(fields, func(f string) bool { return f != "position" && f != "recorded" })
-	if !onlyMoved {
+	if slices.ContainsFunc(fields, func(f string) bool { return f != "position" && f != "recorded" }) {
 		v.differs(k.index, Difference{Kind: Changed, Event: &was, Found: &found, Fields: fields})
 		return
 	}
-	if v.shifted.count++; v.shifted.count == 1 {
-		v.shifted.first = was
-	}
-	v.shifted.last = was
-	for _, f := range fields {
-		if !slices.Contains(v.shifted.fields, f) {
-			v.shifted.fields = append(v.shifted.fields, f)
-		}
+	if len(v.shifted) < maxCandidates {
+		v.shifted = append(v.shifted, located{k.index, Difference{Kind: Changed, Event: &was, Found: &found, Fields: fields}})
+	} else {
+		v.overflow++
 	}
 }
 
@@ -556,13 +547,7 @@ func (v *verification) conclude(trusted int) {
 			v.differs(a.index, Difference{Kind: Added, Found: &found})
 		}
 	}
-	if v.shifted.count > 0 {
-		first := v.shifted.first
-		v.differs(*v.shifted.last.Index, Difference{
-			Kind: Shifted, Event: &first, Fields: v.shifted.fields,
-			Detail: fmt.Sprintf("%d events from this one to %d@%s are the same but for these fields", v.shifted.count, v.shifted.last.Revision, v.shifted.last.Stream),
-		})
-	}
+	v.concludeShifted()
 	// What a root proves is proven, whatever was done to the entries that it was compared with.
 	v.changed = slices.DeleteFunc(v.changed, func(l located) bool { return l.index < v.report.Proven })
 	slices.SortStableFunc(v.changed, func(a, b located) int { return cmp.Compare(a.index, b.index) })
@@ -593,6 +578,34 @@ func (v *verification) conclude(trusted int) {
 	default:
 		v.report.Verdict = Verified
 	}
+}
+
+// fewShifted are named one by one; more are one difference, so that they hide no other.
+const fewShifted = 10
+
+// concludeShifted settles the events that say the same as they did, but for where they stand and when they were recorded.
+func (v *verification) concludeShifted() {
+	v.shifted = slices.DeleteFunc(v.shifted, func(l located) bool { return l.index < v.report.Proven })
+	if len(v.shifted) <= fewShifted {
+		for _, l := range v.shifted {
+			if slices.Contains(l.Fields, "position") {
+				l.Kind = Shifted
+			}
+			v.differs(l.index, l.Difference)
+		}
+		return
+	}
+	first, last := v.shifted[0], v.shifted[len(v.shifted)-1]
+	fields := first.Fields
+	for _, l := range v.shifted {
+		if len(l.Fields) > len(fields) {
+			fields = l.Fields
+		}
+	}
+	v.differs(last.index, Difference{
+		Kind: Shifted, Event: first.Event, Fields: fields,
+		Detail: fmt.Sprintf("%d events from this one to %d@%s are the same but for these fields", len(v.shifted), last.Event.Revision, last.Event.Stream),
+	})
 }
 
 // system looks at the store's own events: nothing of the product has the store leave out events, but for those that it may forget.
