@@ -11,8 +11,8 @@ import (
 	"github.com/musique/musique/projections/readmodel"
 )
 
-// scheduled is the status of a destination that the audio did not go to yet; the others are those of package delivery.
-const scheduled = "scheduled"
+// statusScheduled is the status of a destination that the audio did not go to yet; the others are those of package delivery.
+const statusScheduled = "scheduled"
 
 // The ranks of the statuses: a delivery takes a status of a higher rank only.
 const (
@@ -26,8 +26,8 @@ const (
 // run folds consecutive events about deliveries. Folding and then writing gives the rows that writing one by one gives: of each moment the first is
 // kept, and of the statuses the first of the highest rank.
 type run struct {
-	sends      []newSend // in the order as first met
-	known      map[string]bool
+	sends      []*newSend // in the order as first met
+	known      map[string]*newSend
 	deliveries []*change // in the order as first met
 	at         map[key]*change
 }
@@ -47,6 +47,9 @@ type newSend struct {
 	localTime  string
 	total      int
 	sealed     bool // it is accepted with this event
+	// fresh says that the event is the first of its stream: nothing of the send is in the tables.
+	fresh  bool
+	counts map[string]int // of its deliveries, by status, that are written together with it
 }
 
 // change is what a run does to one delivery.
@@ -64,7 +67,7 @@ type change struct {
 	reason                            *string
 }
 
-func newRun() *run { return &run{known: map[string]bool{}, at: map[key]*change{}} }
+func newRun() *run { return &run{known: map[string]*newSend{}, at: map[key]*change{}} }
 
 // take folds an event, unless it is about a send as a whole.
 func (r *run) take(e event.Recorded) (taken bool, err error) {
@@ -74,7 +77,7 @@ func (r *run) take(e event.Recorded) (taken bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		r.send(newSend{id: p.SendID, terms: p.Terms, metadata: e.Metadata, position: e.Position, scheduleAt: &p.ScheduleAt, localTime: p.LocalTime, total: p.Total, sealed: !p.Unsealed})
+		r.send(e, newSend{id: p.SendID, terms: p.Terms, scheduleAt: &p.ScheduleAt, localTime: p.LocalTime, total: p.Total, sealed: !p.Unsealed})
 		for i := range p.Destinations {
 			d := &p.Destinations[i]
 			c := r.of(p.SendID, d.UserID)
@@ -82,14 +85,14 @@ func (r *run) take(e event.Recorded) (taken bool, err error) {
 			if d.Timezone != "" {
 				c.timezone = &d.Timezone
 			}
-			c.reach(scheduled, rankScheduled, "")
+			c.reach(statusScheduled, rankScheduled, "")
 		}
 	case send.AudioSent{}.EventType():
 		p, err := readmodel.Decode[send.AudioSent](e)
 		if err != nil {
 			return false, err
 		}
-		r.send(newSend{id: p.SendID, terms: p.Terms, metadata: e.Metadata, position: e.Position, total: p.Total, sealed: !p.Unsealed})
+		r.send(e, newSend{id: p.SendID, terms: p.Terms, total: p.Total, sealed: !p.Unsealed})
 		c := r.of(p.SendID, p.UserID)
 		c.plan(p.ExternalID, p.PlayAt, &p.ExpiresAt)
 		c.reach(string(delivery.StatusQueued), rankQueued, "")
@@ -140,10 +143,11 @@ func (r *run) take(e event.Recorded) (taken bool, err error) {
 	return true, nil
 }
 
-func (r *run) send(s newSend) {
-	if !r.known[s.id] {
-		r.known[s.id] = true
-		r.sends = append(r.sends, s)
+func (r *run) send(e event.Recorded, s newSend) {
+	if r.known[s.id] == nil {
+		s.metadata, s.position, s.fresh, s.counts = e.Metadata, e.Position, e.Revision == 0, map[string]int{}
+		r.known[s.id] = &s
+		r.sends = append(r.sends, &s)
 	}
 }
 
@@ -192,15 +196,20 @@ func first(at **time.Time, t time.Time) {
 
 // write queues the run's statements.
 func (r *run) write(batch *pgx.Batch) {
-	r.writeSends(batch)
-	var made, moved changes
+	var added, made, moved changes
 	for _, c := range r.deliveries {
-		if c.planned {
-			made.add(c)
-		} else {
+		switch s := r.known[c.sendID]; {
+		case !c.planned:
 			moved.add(c)
+		case s.fresh && c.rank < rankEnded: // most are: neither they nor their send are looked for, and the send's row is written once
+			s.counts[c.status]++
+			added.add(c)
+		default:
+			made.add(c)
 		}
 	}
+	r.writeSends(batch)
+	added.queue(batch, addDeliveries)
 	made.queue(batch, makeDeliveries)
 	moved.queue(batch, moveDeliveries)
 }
@@ -211,8 +220,10 @@ func (r *run) writeSends(batch *pgx.Batch) {
 	}
 	var (
 		ids, companies, environments, audio, priorities, localTimes []string
+		traceParents                                                []string
 		repeats, volumes, totals                                    []int
 		expiresIn, positions                                        []int64
+		scheduled, queued, delivered, playing                       []int
 		single, sealed                                              []bool
 		scheduleAt                                                  []*time.Time
 		createdAt                                                   []time.Time
@@ -224,20 +235,26 @@ func (r *run) writeSends(batch *pgx.Batch) {
 		expiresIn, positions = append(expiresIn, int64(s.terms.ExpiresIn)), append(positions, int64(s.position.Commit))
 		single, sealed = append(single, s.terms.Single), append(sealed, s.sealed)
 		scheduleAt, createdAt = append(scheduleAt, s.scheduleAt), append(createdAt, s.metadata.Time)
+		traceParents = append(traceParents, s.metadata.TraceParent)
+		scheduled, queued = append(scheduled, s.counts[statusScheduled]), append(queued, s.counts[string(delivery.StatusQueued)])
+		delivered, playing = append(delivered, s.counts[string(delivery.StatusDelivered)]), append(playing, s.counts[string(delivery.StatusPlaying)])
 	}
 	// A send that is accepted with its first event counts with it.
 	const insert = `
 		WITH made AS (
-			INSERT INTO send (send_id, company_id, environment, audio_id, priority, repeat, volume, expires_in, single, schedule_at, local_time, total, created_at, sealed, position)
+			INSERT INTO send (send_id, company_id, environment, audio_id, priority, repeat, volume, expires_in, single, schedule_at, local_time, total, created_at, sealed, position,
+				scheduled, queued, delivered, playing, traceparent)
 			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::integer[], $8::bigint[], $9::boolean[],
-				$10::timestamptz[], $11::text[], $12::integer[], $13::timestamptz[], $14::boolean[], $15::bigint[])
+				$10::timestamptz[], $11::text[], $12::integer[], $13::timestamptz[], $14::boolean[], $15::bigint[],
+				$16::integer[], $17::integer[], $18::integer[], $19::integer[], $20::text[])
 			ON CONFLICT (send_id) DO NOTHING
 			RETURNING company_id, environment, date_trunc('month', created_at AT TIME ZONE 'UTC')::date AS month, sealed
 		)
 		INSERT INTO accepted AS a (company_id, environment, month, sends)
 		SELECT company_id, environment, month, count(*) FROM made WHERE sealed GROUP BY company_id, environment, month
 		ON CONFLICT (company_id, environment, month) DO UPDATE SET sends = a.sends + excluded.sends`
-	batch.Queue(insert, ids, companies, environments, audio, priorities, repeats, volumes, expiresIn, single, scheduleAt, localTimes, totals, createdAt, sealed, positions)
+	batch.Queue(insert, ids, companies, environments, audio, priorities, repeats, volumes, expiresIn, single, scheduleAt, localTimes, totals, createdAt, sealed, positions,
+		scheduled, queued, delivered, playing, traceParents)
 }
 
 // changes are many changes, column by column, as unnest takes them.
@@ -263,7 +280,13 @@ func (cs *changes) queue(batch *pgx.Batch, statement string) {
 	}
 }
 
-// The two statements that write deliveries differ in the middle: the rows are made, or moved on; both keep the counts of their sends, and of what
+// addDeliveries writes deliveries that are not there, whose send has counted them.
+const addDeliveries = `
+	INSERT INTO delivery (send_id, user_id, external_id, status, rank, play_at, expires_at, queued_at, delivered_at, playing_at, ended_at, reason, timezone)
+	SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[],
+		$9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::text[], $13::text[])`
+
+// The two statements that write other deliveries differ in the middle: the rows are made, or moved on; both keep the counts of their sends, and of what
 // has ended at their locations. A statement sees the tables as they were before it, so `before` has the old status. Rank 4 is rankEnded.
 const (
 	makeDeliveries = theChanges + `
