@@ -8,7 +8,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/usage"
+	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/translog"
 )
 
@@ -123,7 +126,7 @@ func (w *History) cover(ctx context.Context, log *translog.Log, at event.Positio
 		if err != nil {
 			return at, err
 		}
-		if last, ok := log.Last(); ok && at == last.Position && (len(events) == 0 || translog.NewEntry(events[0]) != last) {
+		if last, ok := log.Last(); ok && at == last.Position && !w.there(last, events) {
 			return at, fmt.Errorf("%w: %d@%s, position %d, is not in the store any more as it was", translog.ErrChanged, last.Revision, last.Stream, last.Position.Commit)
 		}
 		var entries []translog.Entry
@@ -142,4 +145,12 @@ func (w *History) cover(ctx context.Context, log *translog.Log, at event.Positio
 			return at, nil
 		}
 	}
+}
+
+// there tells whether events begin with the newest of the tree, or the store may have forgotten that.
+func (w *History) there(last translog.Entry, events []eventstore.Raw) bool {
+	if len(events) > 0 && events[0].Position == last.Position {
+		return translog.NewEntry(events[0]) == last
+	}
+	return translog.Retained{Prefix: usage.StreamPrefix, Age: commands.UsageAge}.Has(last, w.Now())
 }

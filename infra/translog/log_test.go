@@ -208,6 +208,35 @@ func TestAFolderThatIsPartlyLost(t *testing.T) {
 	})
 }
 
+// A store that has forgotten old usage, as it may, is accused of nothing, whatever is lost of the folder.
+func TestAStoreThatForgetsAndAFolderThatIsPartlyLost(t *testing.T) {
+	t.Parallel()
+	under := t.TempDir()
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t, rapid.IntRange(1, 900).Draw(t, "events"))
+		f := newFolder(t, under)
+		f.sign(t, h.covered())
+		all := files(t, f.dir)
+		var lost bool
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			if strings.HasPrefix(name, "tile") && rapid.Bool().Draw(t, "lose") {
+				delete(all, name)
+				lost = true
+			}
+		}
+		put(t, f.dir, all)
+		h = slices.DeleteFunc(h, func(e eventstore.Raw) bool {
+			return usage.Has(translog.NewEntry(e), today) && rapid.Bool().Draw(t, "forget")
+		})
+		report := f.verify(t, h)
+		require.Empty(t, report.Evidence)
+		require.Empty(t, report.Differences)
+		if !lost && report.Heads > 0 {
+			require.Equal(t, translog.Verified, report.Verdict, "%+v", report)
+		}
+	})
+}
+
 // Whoever changes a byte of what is kept accuses no event, and proves nothing that is not so.
 func TestAChangedFolderAccusesNoEvent(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,11 @@ type Retained struct {
 	Age    time.Duration // of what it may forget
 }
 
+// Has tells whether an event is one that the store may have forgotten.
+func (r Retained) Has(e Entry, now time.Time) bool {
+	return strings.HasPrefix(e.Stream, r.Prefix) && now.Sub(e.recorded()) > r.Age
+}
+
 // VerifyConfig is what Verify looks at.
 type VerifyConfig struct {
 	Dir string // the folder of the heads
@@ -209,6 +214,7 @@ type verification struct {
 	shifted        []located // of which only the place or the time differs
 	changed        []located
 	hidden         map[string]string
+	unknown        bool // something is lost that would tell whether the store may have forgotten what it has not
 }
 
 // candidate is an event that one side has where the other has not; it may be elsewhere there.
@@ -374,13 +380,7 @@ func (v *verification) compare(ctx context.Context) error {
 // step settles the next event of one side or of both.
 func (v *verification) step(ctx context.Context, k keptLeaf, s storedEvent) error {
 	if k.entry == nil {
-		v.kept.pop()
-		v.store.pop()
-		if k.hash != nil && !bytes.Equal(k.hash, s.hash) {
-			found := s.entry.named(nil)
-			v.differs(k.index, Difference{Kind: Changed, Found: &found, Detail: "only the hash of the event that was signed here is kept"})
-		}
-		return v.grow(s.hash)
+		return v.stepUnnamed(k, s)
 	}
 	if k.entry.key() == s.entry.key() {
 		v.kept.pop()
@@ -440,6 +440,34 @@ func (v *verification) step(ctx context.Context, k keptLeaf, s storedEvent) erro
 	return nil
 }
 
+// stepUnnamed settles an event of which no entry is kept. It is taken to be the next that the store has before the next event that is known.
+func (v *verification) stepUnnamed(k keptLeaf, s storedEvent) error {
+	known, ok, err := v.kept.nextKnown()
+	if err != nil {
+		return err
+	}
+	v.kept.pop()
+	if ok && !s.entry.Position.Before(known.Position) {
+		return v.isMissing(k)
+	}
+	v.store.pop()
+	switch {
+	case k.hash == nil || bytes.Equal(k.hash, s.hash):
+	case v.forgetful():
+		v.unknown = true
+	default:
+		found := s.entry.named(nil)
+		v.differs(k.index, Difference{Kind: Changed, Found: &found, Detail: "only the hash of the event that was signed here is kept"})
+	}
+	return v.grow(s.hash)
+}
+
+// forgetful says that the store may have forgotten events that it is not known what they were: the first of all is not known to be younger than that.
+func (v *verification) forgetful() bool {
+	first := v.kept.first
+	return slices.ContainsFunc(v.Retained, func(r Retained) bool { return first == nil || v.Now.Sub(first.recorded()) > r.Age })
+}
+
 // grow adds the next event of the store to its tree, and compares the root where a head was signed.
 func (v *verification) grow(hash []byte) error {
 	if v.tree.End() >= v.report.Size {
@@ -468,10 +496,14 @@ func (v *verification) grow(hash []byte) error {
 }
 
 func (v *verification) mayBeForgotten(e Entry) bool {
-	return slices.ContainsFunc(v.Retained, func(r Retained) bool { return strings.HasPrefix(e.Stream, r.Prefix) && v.Now.Sub(e.recorded()) > r.Age })
+	return slices.ContainsFunc(v.Retained, func(r Retained) bool { return r.Has(e, v.Now) })
 }
 
 func (v *verification) isMissing(k keptLeaf) error {
+	if k.entry == nil && v.forgetful() {
+		v.unknown = true
+		return nil
+	}
 	if k.entry == nil {
 		v.differs(k.index, Difference{Kind: Missing, Detail: fmt.Sprintf("the event with index %d; what it was is not kept", k.index)})
 		return nil
@@ -551,7 +583,11 @@ func (v *verification) conclude(trusted int) {
 	// What a root proves is proven, whatever was done to the entries that it was compared with.
 	v.changed = slices.DeleteFunc(v.changed, func(l located) bool { return l.index < v.report.Proven })
 	slices.SortStableFunc(v.changed, func(a, b located) int { return cmp.Compare(a.index, b.index) })
-	if v.report.Proven < v.report.Size && len(v.changed) == 0 {
+	v.unknown = v.unknown && v.report.Proven < v.report.Size
+	if v.unknown {
+		v.report.Warnings = append(v.report.Warnings, "entries are lost, and the store may have forgotten old usage: restore the folder from a copy to tell whether more is missing")
+	}
+	if v.report.Proven < v.report.Size && len(v.changed) == 0 && !v.unknown {
 		v.differs(v.report.Proven, Difference{
 			Kind: Somewhere, Detail: fmt.Sprintf("the store has %d events; of those with index %d to %d something is not what was signed", v.tree.End()+v.report.Uncovered, v.report.Proven, v.report.Size-1),
 		})
@@ -573,7 +609,7 @@ func (v *verification) conclude(trusted int) {
 	switch {
 	case len(v.report.Differences) > 0 || len(v.report.Evidence) > 0:
 		v.report.Verdict = Tampered
-	case len(v.heads) == 0:
+	case len(v.heads) == 0 || v.unknown:
 		v.report.Verdict = CannotTell
 	default:
 		v.report.Verdict = Verified
@@ -662,6 +698,8 @@ type keptReader struct {
 
 	next   uint64 // index of the first leaf that is not in leaves yet
 	leaves []keptLeaf
+	known  *keptLeaf // what nextKnown found
+	first  *Entry    // the first of all, if it is kept
 
 	entries, hashes [][]byte // of the bundle that was loaded last; nil where lost
 }
@@ -707,13 +745,43 @@ func (r *keptReader) peek(i int) (keptLeaf, bool, error) {
 			} else if e, err := ParseEntry(r.entries[place]); err == nil {
 				leaf.entry = &e
 			}
-			r.leaves = append(r.leaves, leaf)
+			if r.leaves = append(r.leaves, leaf); r.next == 0 {
+				r.first = leaf.entry
+			}
 		}
 	}
 	if len(r.leaves) <= i {
 		return keptLeaf{}, false, nil
 	}
 	return r.leaves[i], true, nil
+}
+
+// nextKnown is the next event that an entry is kept of; ok is false where there is none.
+func (r *keptReader) nextKnown() (e Entry, ok bool, err error) {
+	first, there, err := r.peek(0)
+	if err != nil || !there {
+		return Entry{}, false, err
+	}
+	if r.known == nil || r.known.index < first.index {
+		r.known = &keptLeaf{index: r.size}
+		for i := 0; ; i++ {
+			leaf, there, err := r.peek(i)
+			if err != nil {
+				return Entry{}, false, err
+			}
+			if !there {
+				break
+			}
+			if leaf.entry != nil {
+				r.known = &leaf
+				break
+			}
+		}
+	}
+	if r.known.entry == nil {
+		return Entry{}, false, nil
+	}
+	return *r.known.entry, true, nil
 }
 
 func (r *keptReader) pop() { r.leaves = r.leaves[1:] }
