@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/klauspost/compress/gzhttp/writer/gzkp"
+
+	"github.com/musique/musique/infra/csv"
 )
 
 // csvFile is an answer in CSV (RFC 4180) that goes out while it is made, so that its size does not matter. Who gets a part of it has to know that it is one: a
@@ -45,30 +46,7 @@ func (c *call) csv(filename string, columns []string) *csvFile {
 }
 
 // row adds a line.
-func (f *csvFile) row(cells []string) {
-	for i, cell := range cells {
-		if i > 0 {
-			f.rows.WriteByte(',')
-		}
-		writeCell(&f.rows, cell)
-	}
-	f.rows.WriteString("\r\n")
-}
-
-// writeCell writes one value. One that a spreadsheet would take for a formula is told not to be one by an apostrophe before it (OWASP, "CSV Injection").
-// encoding/csv would change the line breaks in a value.
-func writeCell(b *bytes.Buffer, cell string) {
-	if cell != "" && strings.IndexByte("=+-@\t\r", cell[0]) >= 0 {
-		cell = "'" + cell
-	}
-	if !strings.ContainsAny(cell, "\",\r\n") {
-		b.WriteString(cell)
-		return
-	}
-	b.WriteByte('"')
-	b.WriteString(strings.ReplaceAll(cell, `"`, `""`))
-	b.WriteByte('"')
-}
+func (f *csvFile) row(cells []string) { csv.WriteRow(&f.rows, cells) }
 
 // errCallerLeft says that nobody takes the answer any more.
 var errCallerLeft = errors.New("the caller left amid the answer")

@@ -334,13 +334,17 @@ type decoder struct {
 	metadata event.Metadata
 }
 
-func (d *decoder) recorded(e *esdb.RecordedEvent) event.Recorded {
-	if d.raw == nil || !bytes.Equal(d.raw, e.UserMetadata) {
-		d.raw, d.metadata = e.UserMetadata, event.Metadata{}
-		if err := json.Unmarshal(e.UserMetadata, &d.metadata); err != nil {
+func (d *decoder) decoded(raw []byte) event.Metadata {
+	if d.raw == nil || !bytes.Equal(d.raw, raw) {
+		d.raw, d.metadata = raw, event.Metadata{}
+		if err := json.Unmarshal(raw, &d.metadata); err != nil {
 			d.metadata = event.Metadata{} // not written by this product; its type decides who looks at it
 		}
 	}
+	return d.metadata
+}
+
+func (d *decoder) recorded(e *esdb.RecordedEvent) event.Recorded {
 	return event.Recorded{
 		ID:       e.EventID,
 		Stream:   e.StreamID,
@@ -348,6 +352,6 @@ func (d *decoder) recorded(e *esdb.RecordedEvent) event.Recorded {
 		Position: event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare},
 		Type:     e.EventType,
 		Data:     e.Data,
-		Metadata: d.metadata,
+		Metadata: d.decoded(e.UserMetadata),
 	}
 }
