@@ -118,6 +118,7 @@ func (w *Dispatch) Run(ctx context.Context) error {
 	return follower{
 		Deps: w.Deps, name: "dispatch",
 		types:  []string{send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType()},
+		begin:  w.begin,
 		handle: w.handle,
 	}.run(ctx)
 }
@@ -134,6 +135,12 @@ func (w *Dispatch) handle(ctx context.Context, _ *pgx.Batch, events []event.Reco
 			return err
 		}
 		for _, one := range sent {
+			if over, err := w.endedLongAgo(ctx, e, one); err != nil || over {
+				if err != nil {
+					return err
+				}
+				continue
+			}
 			if err := w.add(ctx, buckets, e.Metadata, one); err != nil {
 				return err
 			}

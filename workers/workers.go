@@ -74,6 +74,8 @@ type follower struct {
 	Deps
 	name  string
 	types []string
+	// begin comes before the checkpoint is read, each time that this instance becomes the active one; nil does nothing.
+	begin func(ctx context.Context) error
 	// handle queues what it writes. It may also act at once, outside the transaction, if doing so twice is harmless: a failure after it has the same
 	// page come again.
 	handle func(ctx context.Context, batch *pgx.Batch, events []event.Recorded) error
@@ -82,6 +84,11 @@ type follower struct {
 // run follows until ctx ends.
 func (f follower) run(ctx context.Context) error {
 	return f.lead(ctx, f.name, func(ctx context.Context) error {
+		if f.begin != nil {
+			if err := f.begin(ctx); err != nil {
+				return err
+			}
+		}
 		at, err := f.checkpoint(ctx)
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -49,4 +50,29 @@ func TestTopicsAreMadeWithTheirSettings(t *testing.T) {
 	}
 	require.Equal(t, "3600000", settings["hourly retention.ms"])
 	require.Equal(t, "compact", settings["by-key cleanup.policy"])
+}
+
+// A topic that was made anew under its name is another one.
+func TestATopicsID(t *testing.T) {
+	t.Parallel()
+	brokers := kafkatest.Brokers(t)
+	_, err := kafka.TopicID(t.Context(), brokers, "identified")
+	require.Error(t, err, "there is no such topic")
+	topic := kafka.Topic{Name: "identified", Partitions: 1}
+	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, topic))
+	first, err := kafka.TopicID(t.Context(), brokers, "identified")
+	require.NoError(t, err)
+	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, topic))
+	again, err := kafka.TopicID(t.Context(), brokers, "identified")
+	require.NoError(t, err)
+	require.Equal(t, first, again)
+	deleted, err := admin(t, brokers).DeleteTopics(t.Context(), "identified")
+	require.NoError(t, errors.Join(err, deleted.Error()))
+	require.Eventually(t, func() bool {
+		require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, topic))
+		another, err := kafka.TopicID(t.Context(), brokers, "identified")
+		return err == nil && another != first
+	}, patience, 50*time.Millisecond)
+	_, err = kafka.TopicID(t.Context(), []string{freeAddress(t)}, "identified")
+	require.ErrorIs(t, err, kafka.ErrUnavailable)
 }

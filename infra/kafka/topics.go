@@ -70,6 +70,25 @@ func ensureTopic(ctx context.Context, admin *kadm.Client, topic Topic) error {
 	return nil
 }
 
+// TopicID is the ID that the brokers gave a topic when it was made: one that was made anew under the same name has another.
+func TopicID(ctx context.Context, brokers []string, topic string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, ensureTopicsTimeout)
+	defer cancel()
+	admin, err := newAdmin(brokers)
+	if err != nil {
+		return "", err
+	}
+	defer admin.Close()
+	topics, err := admin.ListTopics(ctx, topic)
+	if err == nil {
+		err = topics.Error()
+	}
+	if err != nil {
+		return "", fmt.Errorf("ID of topic %s: %w", topic, explain(err))
+	}
+	return topics[topic].ID.String(), nil
+}
+
 // Ping asks the brokers for their metadata and reports ErrUnavailable if none answers within two seconds, or within ctx.
 func Ping(ctx context.Context, brokers []string) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
