@@ -64,20 +64,25 @@ func TestKilledAtRandomMoments(t *testing.T) {
 		<-time.After(time.Duration(random.Int64N(int64(maxStarting))))
 		starting.kill()
 		s = serveOn(t, dir)
-		c.api = c.api.on(s)
+		c.use(s)
 		for _, shop := range shops {
 			shop.connect(s.url)
 		}
 	}
-	answered := c.answered()
-	for c.more() { // what was not answered is asked for until it is
-		c.work(t.Context(), nil)
-	}
-	t.Logf("%d requests, %d of them answered before the last kill", len(c.requests), answered)
-	require.Greater(t, answered, kills, "something was going on")
-	c.repeatAll()
+	require.Greater(t, c.settle(), kills, "something was going on")
 	c.check(shops)
 	s.terminate()
+}
+
+// settle asks for what was not answered until it is, and for everything once more. It tells how many requests had been answered before.
+func (c *chaos) settle() (answered int) {
+	answered = c.answered()
+	for c.more() {
+		c.work(c.t.Context(), nil)
+	}
+	c.t.Logf("%d requests, %d of them answered before the last kill", len(c.requests), answered)
+	c.repeatAll()
+	return answered
 }
 
 // chaos is a partner whose server dies all the time.
@@ -85,7 +90,10 @@ type chaos struct {
 	t   *testing.T
 	api api
 
+	others []api // of the same service; requests go to all by turns
+
 	mu       sync.Mutex
+	asked    int
 	requests []*crashRequest
 	open     []*crashRequest // sent, and not answered
 	audio    []string        // uploaded
@@ -113,8 +121,9 @@ func (c *chaos) work(ctx context.Context, random *rand.Rand) {
 		if err != nil || got.status >= 500 {
 			c.mu.Lock()
 			c.open = append(c.open, r)
+			alone := len(c.others) == 0
 			c.mu.Unlock()
-			if err != nil {
+			if err != nil && alone {
 				return
 			}
 			continue
@@ -150,10 +159,30 @@ func (c *chaos) next(random *rand.Rand) *crashRequest {
 	return r
 }
 
-func (c *chaos) ask(ctx context.Context, r *crashRequest) (answer, error) {
+// use has requests go to these servers from now on.
+func (c *chaos) use(servers ...*server) {
 	c.mu.Lock()
-	api := c.api
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	c.others = nil
+	for _, s := range servers[1:] {
+		c.others = append(c.others, c.api.on(s))
+	}
+	c.api = c.api.on(servers[0])
+}
+
+// turn is where the next request goes.
+func (c *chaos) turn() api {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked++
+	if turn := c.asked % (1 + len(c.others)); turn > 0 {
+		return c.others[turn-1]
+	}
+	return c.api
+}
+
+func (c *chaos) ask(ctx context.Context, r *crashRequest) (answer, error) {
+	api := c.turn()
 	if r.content != nil {
 		contentType, body := uploadForm(c.t, r.key, r.content)
 		return api.try(ctx, http.MethodPost, "/audio", contentType, r.key, body)
