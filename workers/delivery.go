@@ -25,7 +25,7 @@ const deliveryGroup = "musique-delivery"
 const deliveryTimeout = 30 * time.Second
 
 // Delivery takes the dispatch topic's messages into the inboxes: all that wait, each of another partition, in one transaction. A message that
-// cannot be taken is refused and comes again; the other partitions go on.
+// cannot be taken is refused and comes again, and one that never can be is set aside; the other partitions go on.
 type Delivery struct{ Deps }
 
 // NewDelivery makes the worker.
@@ -73,6 +73,11 @@ func (w *Delivery) take(ctx context.Context, group []*message.Message) {
 	}
 	for _, msg := range group {
 		if err != nil {
+			if neverDelivered(err) && w.setAside(work, msg, err) == nil {
+				w.Log.Error("a message of the dispatch topic can never be delivered; it is set aside", "message", msg.UUID, "topic", DeadLetterTopic, "error", err)
+				msg.Ack()
+				continue
+			}
 			w.Log.Error("a message of the dispatch topic cannot be delivered; it comes again", "message", msg.UUID, "error", err)
 			msg.Nack()
 			continue
@@ -87,7 +92,7 @@ func (w *Delivery) deliver(ctx context.Context, group []*message.Message) (err e
 	for _, msg := range group {
 		var dispatched Dispatched
 		if err := json.Unmarshal(msg.Payload, &dispatched); err != nil {
-			return fmt.Errorf("read message: %w", err)
+			return fmt.Errorf("%w: %w", errUnreadable, err)
 		}
 		for _, s := range dispatched.Sends {
 			sends, origins = append(sends, s), append(origins, s.TraceParent)
