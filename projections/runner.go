@@ -70,6 +70,14 @@ func NewRunner(config RunnerConfig) *Runner {
 			Name: "musique_projection_page_seconds", Help: "Time to apply one page.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}, label),
 	}}
+	for _, p := range config.Projections { // so that they are there before anything goes wrong
+		r.metrics.failures.WithLabelValues(p.Name)
+		r.metrics.leading.WithLabelValues(p.Name)
+		r.metrics.stopped.WithLabelValues(p.Name)
+		r.metrics.skipped.WithLabelValues(p.Name)
+		r.metrics.events.WithLabelValues(p.Name)
+		r.metrics.seconds.WithLabelValues(p.Name)
+	}
 	if config.Registry != nil {
 		config.Registry.MustRegister(r.metrics.position, r.metrics.events, r.metrics.failures, r.metrics.leading, r.metrics.seconds, r.metrics.stopped, r.metrics.skipped)
 	}

@@ -48,8 +48,7 @@ func (w *Cancellation) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return follower{
-			Deps: w.Deps, name: "cancellation",
-			types:  []string{send.Cancelled{}.EventType(), location.Removed{}.EventType()},
+			Deps: w.Deps, name: "cancellation", types: followedTypes["cancellation"],
 			handle: w.handle,
 		}.run(ctx)
 	})

@@ -42,7 +42,7 @@ func NewCleanup(d Deps) *Cleanup { return &Cleanup{d} }
 
 // Follow removes the bytes of deleted audio until ctx ends. The deletion did so itself, unless its process died first.
 func (w *Cleanup) Follow(ctx context.Context) error {
-	return follower{Deps: w.Deps, name: "deleted-audio", types: []string{audio.Deleted{}.EventType()}, handle: w.deleted}.run(ctx)
+	return follower{Deps: w.Deps, name: "deleted-audio", types: followedTypes["deleted-audio"], handle: w.deleted}.run(ctx)
 }
 
 // Run cleans up until ctx ends.

@@ -73,6 +73,7 @@ func (w *Delivery) take(ctx context.Context, group []*message.Message) {
 	}
 	for _, msg := range group {
 		if err != nil {
+			w.Metrics.refusedMessage()
 			if neverDelivered(err) && w.setAside(work, msg, err) == nil {
 				w.Log.Error("a message of the dispatch topic can never be delivered; it is set aside", "message", msg.UUID, "topic", DeadLetterTopic, "error", err)
 				msg.Ack()
@@ -123,6 +124,7 @@ func (w *Delivery) deliver(ctx context.Context, group []*message.Message) (err e
 	if err := w.Pool.SendBatch(ctx, put).Close(); err != nil {
 		return err
 	}
+	w.Metrics.tookDeliveries(len(entries))
 	wake.Queue(unsynced)
 	inbox.Wake(wake, entries)
 	return w.Pool.SendBatch(ctx, wake).Close()
@@ -137,10 +139,7 @@ func NewCloser(d Deps) *Closer { return &Closer{d} }
 // Run closes deliveries until ctx ends.
 func (w *Closer) Run(ctx context.Context) error {
 	return follower{
-		Deps: w.Deps, name: "closer",
-		types: []string{
-			delivery.Played{}.EventType(), delivery.Failed{}.EventType(), delivery.Expired{}.EventType(), delivery.Cancelled{}.EventType(),
-		},
+		Deps: w.Deps, name: "closer", types: followedTypes["closer"],
 		handle: w.handle,
 	}.run(ctx)
 }

@@ -116,10 +116,8 @@ func (w *Dispatch) Run(ctx context.Context) error {
 	defer publisher.Close()
 	w.publisher = publisher
 	return follower{
-		Deps: w.Deps, name: "dispatch",
-		types:  []string{send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType()},
-		begin:  w.begin,
-		handle: w.handle,
+		Deps: w.Deps, name: "dispatch", types: followedTypes["dispatch"],
+		begin: w.begin, handle: w.handle,
 	}.run(ctx)
 }
 
@@ -155,7 +153,8 @@ func (w *Dispatch) handle(ctx context.Context, _ *pgx.Batch, events []event.Reco
 		messages = append(messages, share...)
 	}
 	// All in one call: the messages travel together, and the brokers sync once for them.
-	if err := w.publisher.Publish(DispatchTopic, messages...); err != nil {
+	err = w.publisher.Publish(DispatchTopic, messages...)
+	if w.Metrics.tookDispatch(err); err != nil {
 		return err
 	}
 	last := events[len(events)-1]

@@ -23,7 +23,6 @@ import (
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/fault"
-	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/infra/blobs"
 	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/keys"
@@ -86,6 +85,11 @@ func NewEndpoints(d Deps, config EndpointsConfig) (*Endpoints, error) {
 			Name: "musique_endpoint_attempt_seconds", Help: "How long requests to endpoints of locations took.", Buckets: prometheus.ExponentialBuckets(0.01, 2.5, 9),
 		}),
 	}
+	for _, kind := range []string{inbox.Deliver, inbox.Cancel} { // so that they are there before the first request
+		for _, outcome := range []string{"played", "accepted", "taken", "gone", "refused", outcomeTimeout, outcomeBroken, "private", "unreachable", "untrusted", "unsealed", "unreadable"} {
+			w.attempts.WithLabelValues(kind, outcome)
+		}
+	}
 	if config.Registry == nil {
 		return w, nil
 	}
@@ -97,8 +101,7 @@ func (w *Endpoints) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return follower{
-			Deps: w.Deps, name: "endpoints",
-			types:  []string{location.Registered{}.EventType(), location.Changed{}.EventType(), location.Removed{}.EventType()},
+			Deps: w.Deps, name: "endpoints", types: followedTypes["endpoints"],
 			handle: w.follow,
 		}.run(ctx)
 	})

@@ -75,7 +75,7 @@ func (w *Publisher) publish(ctx context.Context) error {
 	if err := kafka.EnsureTopics(ctx, w.Brokers, w.topics()...); err != nil {
 		return err
 	}
-	at, err := w.position(ctx)
+	at, err := publisherPosition(ctx, w.Brokers)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,11 @@ func (w *Publisher) publishPage(ctx context.Context, publisher message.Publisher
 	}
 	var topics errgroup.Group
 	for topic, all := range messages {
-		topics.Go(func() error { return publisher.Publish(topic, all...) })
+		topics.Go(func() error {
+			err := publisher.Publish(topic, all...)
+			w.Metrics.tookEvents(topic, len(all), err)
+			return err
+		})
 	}
 	if err := topics.Wait(); err != nil {
 		return err
@@ -146,9 +150,9 @@ type publishedThrough struct {
 	Prepare uint64 `json:"prepare"`
 }
 
-// position is where the publisher is, at the start if Kafka knows of no position.
-func (w *Publisher) position(ctx context.Context) (event.Position, error) {
-	value, found, err := kafka.Newest(ctx, w.Brokers, PublisherTopic)
+// publisherPosition is where the publisher is, at the start if Kafka knows of no position.
+func publisherPosition(ctx context.Context, brokers []string) (event.Position, error) {
+	value, found, err := kafka.Newest(ctx, brokers, PublisherTopic)
 	if err != nil || !found {
 		return event.Position{}, err
 	}

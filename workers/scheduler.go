@@ -31,11 +31,7 @@ func NewScheduler(d Deps) *Scheduler { return &Scheduler{d} }
 // Follow keeps the schedule until ctx ends.
 func (w *Scheduler) Follow(ctx context.Context) error {
 	return follower{
-		Deps: w.Deps, name: "schedule",
-		types: []string{
-			send.Scheduled{}.EventType(), send.Rescheduled{}.EventType(), send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType(),
-			send.BroadcastAbandoned{}.EventType(), send.Cancelled{}.EventType(),
-		},
+		Deps: w.Deps, name: "schedule", types: followedTypes["schedule"],
 		handle: w.handle,
 	}.run(ctx)
 }

@@ -19,7 +19,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/musique/musique/commands"
+	"github.com/musique/musique/domain/audio"
+	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/blobs"
 	"github.com/musique/musique/infra/eventstore"
@@ -53,8 +56,10 @@ type Deps struct {
 	Reads    Reads
 	Blobs    *blobs.Store
 	Hub      *inbox.Hub
-	Now      func() time.Time
-	Log      *slog.Logger
+	// Metrics count what the workers do; nil counts nothing.
+	Metrics *Metrics
+	Now     func() time.Time
+	Log     *slog.Logger
 }
 
 //go:embed migrations/*.sql
@@ -69,11 +74,24 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	return postgres.Migrate(ctx, pool, files, "workers_migrations")
 }
 
+// followedTypes are the events that the followers follow, by their names.
+var followedTypes = map[string][]string{
+	"dispatch":      {send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType()},
+	"closer":        {delivery.Played{}.EventType(), delivery.Failed{}.EventType(), delivery.Expired{}.EventType(), delivery.Cancelled{}.EventType()},
+	"cancellation":  {send.Cancelled{}.EventType(), location.Removed{}.EventType()},
+	"endpoints":     {location.Registered{}.EventType(), location.Changed{}.EventType(), location.Removed{}.EventType()},
+	"deleted-audio": {audio.Deleted{}.EventType()},
+	"schedule": {
+		send.Scheduled{}.EventType(), send.Rescheduled{}.EventType(), send.AudioSent{}.EventType(), send.BroadcastSealed{}.EventType(),
+		send.BroadcastAbandoned{}.EventType(), send.Cancelled{}.EventType(),
+	},
+}
+
 // follower does something for each event of some types, once in effect: what it writes and how far it came are one transaction.
 type follower struct {
 	Deps
 	name  string
-	types []string
+	types []string // one of followedTypes
 	// begin comes before the checkpoint is read, each time that this instance becomes the active one; nil does nothing.
 	begin func(ctx context.Context) error
 	// handle queues what it writes. It may also act at once, outside the transaction, if doing so twice is harmless: a failure after it has the same
@@ -109,6 +127,7 @@ func (f follower) run(ctx context.Context) error {
 					return err // it begins again from where the checkpoint is
 				}
 				if ctx.Err() == nil {
+					f.Metrics.failed(f.name)
 					f.Log.Error("a worker stops at a page of events and tries it again", "worker", f.name, "error", err)
 				}
 				msg.Nack()
@@ -152,6 +171,7 @@ func (f follower) apply(ctx context.Context, at event.Position, page eventstore.
 func (d Deps) lead(ctx context.Context, name string, work func(context.Context) error) error {
 	for ctx.Err() == nil {
 		if err := d.leadOnce(ctx, name, work); err != nil && ctx.Err() == nil {
+			d.Metrics.failed(name)
 			d.Log.Warn("a worker stopped; it starts again", "worker", name, "error", err)
 		}
 		select {
@@ -194,6 +214,7 @@ func (d Deps) leadOnce(ctx context.Context, name string, work func(context.Conte
 	working, stop := context.WithCancel(ctx)
 	defer stop()
 	done := make(chan error, 1)
+	defer d.Metrics.leads(name)()
 	go func() { done <- work(working) }()
 	alive := time.NewTicker(alivePoll)
 	defer alive.Stop()
@@ -222,6 +243,7 @@ func (d Deps) every(ctx context.Context, name string, work func(context.Context)
 				return ctx.Err()
 			}
 			if err != nil {
+				d.Metrics.failed(name)
 				d.Log.Error("a worker failed and tries again", "worker", name, "error", err)
 				pause = retryPause
 			}

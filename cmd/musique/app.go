@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	httpapi "github.com/musique/musique/http"
 	"github.com/musique/musique/infra/endpoint"
 	"github.com/musique/musique/infra/kafka"
+	"github.com/musique/musique/infra/postgres"
 	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections"
 	"github.com/musique/musique/workers"
@@ -26,6 +28,7 @@ type app struct {
 	parts     *parts
 	registry  *prometheus.Registry
 	tracer    *telemetry.Tracer
+	metrics   *workers.Metrics // nil counts nothing
 	log       *slog.Logger
 	positions *projections.Positions
 	hub       *inbox.Hub
@@ -48,8 +51,27 @@ func assemble(config serveConfig, p *parts, registry *prometheus.Registry, trace
 func (a *app) workerDeps() workers.Deps {
 	return workers.Deps{
 		Store: a.parts.store, Pool: a.parts.pool, Brokers: a.parts.brokers, Commands: a.commands, Reads: a.reads, Blobs: a.parts.blobs,
-		Hub: a.hub, Now: time.Now, Log: a.log,
+		Hub: a.hub, Metrics: a.metrics, Now: time.Now, Log: a.log,
 	}
+}
+
+// observe registers the metrics of the parts, and of the installation as a whole.
+func (a *app) observe(ctx context.Context, running *errgroup.Group) (err error) {
+	if a.metrics, err = workers.NewMetrics(a.registry); err != nil {
+		return err
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "musique_build_info", Help: "Always 1; its labels say which program this is.", ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
+	})
+	build.Set(1)
+	monitor := workers.NewMonitor(a.workerDeps())
+	for _, c := range []prometheus.Collector{build, a.parts.store, postgres.Collector(a.parts.pool), monitor} {
+		if err := a.registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	running.Go(func() error { return monitor.Run(ctx) })
+	return nil
 }
 
 // start runs the roles' workers until ctx ends.

@@ -409,6 +409,9 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	}()
 	// Requests are served to their end, so what they wait for runs as long as they do.
 	app := assemble(config, parts, registry, tracer, log)
+	if err := app.observe(background, running); err != nil {
+		return err
+	}
 	app.start(background, running)
 	running.Go(func() error { return parts.watch(background) })
 

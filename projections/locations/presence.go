@@ -15,8 +15,8 @@ import (
 const (
 	// BeatEvery is how often the process that holds a player's stream tells that it is still there.
 	BeatEvery = 10 * time.Second
-	// beatsCountFor is how long a heartbeat counts: two may be lost.
-	beatsCountFor = 3 * BeatEvery
+	// BeatsCountFor is how long a heartbeat counts: two may be lost.
+	BeatsCountFor = 3 * BeatEvery
 	// forgottenAfter is when the stream of a process that died without a word is forgotten.
 	forgottenAfter = time.Hour
 )

@@ -51,7 +51,7 @@ func scan(row pgx.CollectableRow) (l Location, err error) {
 
 // Get finds a location by its external ID, as it is at a moment. Errors: NotFound.
 func Get(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.Environment, externalID string, now time.Time) (Location, error) {
-	rows, _ := pool.Query(ctx, selection+` AND l.external_id = $4`, companyID, env, now.Add(-beatsCountFor), externalID) // an error shows in rows
+	rows, _ := pool.Query(ctx, selection+` AND l.external_id = $4`, companyID, env, now.Add(-BeatsCountFor), externalID) // an error shows in rows
 	l, err := pgx.CollectExactlyOneRow(rows, scan)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Location{}, location.NotFound()
@@ -78,7 +78,7 @@ func List(ctx context.Context, pool *pgxpool.Pool, companyID string, env event.E
 	if err != nil {
 		return nil, "", err
 	}
-	query := readmodel.NewQuery(selection, companyID, env, now.Add(-beatsCountFor)).And(`l.position < $?`, from.Key(0, math.MaxInt64))
+	query := readmodel.NewQuery(selection, companyID, env, now.Add(-BeatsCountFor)).And(`l.position < $?`, from.Key(0, math.MaxInt64))
 	if f.Tag != "" {
 		query.And(`$? = ANY(l.tags)`, f.Tag)
 	}
