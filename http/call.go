@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 
@@ -62,14 +63,18 @@ func (c *call) pathVar(name string) string { return mux.Vars(c.r)[name] }
 // ctx is the request's, with its deadline.
 func (c *call) ctx() context.Context { return c.r.Context() }
 
-// requestID is the caller's own X-Request-Id if it is safe to show and to store, else a new one. One with the caller's token in it is not.
+// requestID is the caller's own X-Request-Id if it is safe to show and to store, else a new one. One with the caller's token in it is not, nor one with what
+// can be none but a token of ours, wherever that was meant to go.
 func requestID(h http.Header) string {
 	id, token := h.Get("X-Request-Id"), presentedToken(h)
-	if id == "" || len(id) > maxRequestID || strings.ContainsFunc(id, unsafeInID) || tokenShape.MatchString(token) && strings.Contains(id, token) {
+	if id == "" || len(id) > maxRequestID || strings.ContainsFunc(id, unsafeInID) || tokenShape.MatchString(token) && strings.Contains(id, token) || ownToken.MatchString(id) {
 		return "req_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	}
 	return id
 }
+
+// ownToken is a token of a company, a device or an external ID, to the letter.
+var ownToken = regexp.MustCompile(`(?:^|[^0-9A-Za-z])(?:comp|dev|[0-9A-Za-z]+_(?:live|test))_[0-9A-Za-z]{43}(?:$|[^0-9A-Za-z])`)
 
 func unsafeInID(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.:=+/@", r)

@@ -68,4 +68,9 @@ func TestARequestIDIsKeptUnlessItIsUnsafe(t *testing.T) {
 		require.Equal(t, kept, requestID(h) == id, id)
 	}
 	require.Equal(t, "ab", requestID(http.Header{"X-Request-Id": {"ab"}, "X-Api-Key": {"a"}}))
+	for id, kept := range map[string]bool{
+		token: false, "comp_" + token[9:]: false, "x_dev_" + token[9:] + "-1": false, "req_" + token[9:]: true, token + "0": true, token[:51]: true,
+	} {
+		require.Equal(t, kept, requestID(http.Header{"X-Request-Id": {id}}) == id, "%s, which was not presented", id)
+	}
 }
