@@ -30,6 +30,7 @@ func (s *Server) opsRoutes() []*route {
 		{operation: "ListProjections", method: get, paths: at("/ops/projections"), handle: s.listProjections},
 		{operation: "RebuildProjection", method: post, paths: at("/ops/projections/{projection}/rebuild"), handle: s.rebuildProjection},
 		{operation: "PauseRebuild", method: post, paths: at("/ops/projections/{projection}/pause-rebuild"), handle: s.pauseRebuild},
+		{operation: "Backup", method: post, paths: at("/ops/backup"), handle: s.backup},
 		{operation: "SkipEvent", method: post, paths: at("/ops/projections/{projection}/skip"), handle: s.skipEvent},
 	}
 }

@@ -56,6 +56,8 @@ type Config struct {
 	TrustForwarded bool
 	// SpoolDir is where uploads are kept while they arrive; empty is the system's temporary folder.
 	SpoolDir string
+	// Backup makes the parts of a backup; nil where the event store is a server of its own.
+	Backup func() (BackupParts, error)
 	// Tracer records the traces of requests; nil records none.
 	Tracer *telemetry.Tracer
 	// Registry gets the metrics, and /metrics shows it.
@@ -81,6 +83,7 @@ type Server struct {
 	version        string
 	opsToken       string
 	publicURL      *url.URL
+	makeBackup     func() (BackupParts, error)
 	trustForwarded bool
 	spoolDir       string
 	registry       *prometheus.Registry
@@ -120,7 +123,7 @@ func New(config Config) (*Server, error) {
 	}
 	s := &Server{
 		commands: config.Commands, reads: config.Reads, pool: config.Pool, store: config.Store, inbox: config.Inbox, blobs: config.Blobs, signer: blobs.NewSigner(config.Keys.SigningKeys("media")), reports: endpoint.NewReports(config.Keys.SigningKeys("report")), keys: config.Keys, plans: config.Plans, checks: config.Checks,
-		version: config.Version, opsToken: config.OpsToken, publicURL: config.PublicURL, trustForwarded: config.TrustForwarded, spoolDir: config.SpoolDir,
+		version: config.Version, opsToken: config.OpsToken, publicURL: config.PublicURL, makeBackup: config.Backup, trustForwarded: config.TrustForwarded, spoolDir: config.SpoolDir,
 		registry: config.Registry, tracer: config.Tracer, log: config.Log, now: config.Now, reference: reference, metrics: metrics, streams: newStreams(), drained: make(chan struct{}),
 	}
 	if s.now == nil {

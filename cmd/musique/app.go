@@ -139,7 +139,7 @@ func (a *app) api() (*httpapi.Server, error) {
 			Messaging:  func(ctx context.Context) error { return kafka.Ping(ctx, p.brokers) },
 			EventStore: p.store.Ping,
 		},
-		Version: version, OpsToken: a.config.opsToken, PublicURL: a.config.publicURL, TrustForwarded: a.config.trustForwarded,
+		Version: version, OpsToken: a.config.opsToken, Backup: p.backup(a.config.dataDir), PublicURL: a.config.publicURL, TrustForwarded: a.config.trustForwarded,
 		Tracer: a.tracer, Registry: a.registry, Log: a.log,
 	})
 }

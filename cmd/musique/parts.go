@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -35,6 +36,8 @@ type parts struct {
 	brokers       []string
 	pool          *pgxpool.Pool
 	blobs         *blobs.Store
+	node          *esnode.Node // nil where the event store is not embedded
+	backingUp     sync.Mutex
 	// allEmbedded says that nothing was there before this program.
 	allEmbedded bool
 
@@ -84,7 +87,7 @@ func openParts(ctx context.Context, config serveConfig, log *slog.Logger) (_ *pa
 	}
 	err = starting.Wait()
 	// What did start is closed whether the rest did or not.
-	if node != nil {
+	if p.node = node; node != nil {
 		p.eventStoreURL, p.failed = node.ConnectionString(), node.Failed()
 		p.closers = append(p.closers, node.Close)
 	}

@@ -29,6 +29,7 @@ precedence. The line in the file has the flag's name: 'http-addr: 0.0.0.0:8080'.
 	root.AddCommand(
 		newServe(),
 		newHealth(),
+		newBackup(),
 		newCompany(),
 		newPlayer(),
 		newProjections(),

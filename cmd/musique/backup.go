@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	httpapi "github.com/musique/musique/http"
+)
+
+const (
+	// eventsFolder is the embedded event store's in the data folder, and checkpointFolder is where a backup of it is made.
+	eventsFolder     = "events"
+	checkpointFolder = "events.backup"
+	blobsFolder      = "blobs"
+	// unfinished is what the name of a backup ends with until it is whole.
+	unfinished = ".unfinished"
+)
+
+// remade are the folders of the data folder that a backup leaves out: what was in them is made anew of the events.
+var remade = []string{"kafka", "postgres"}
+
+// backup makes what a backup is copied from; nil where the events are not in the data folder. One at a time is made.
+func (p *parts) backup(dataDir string) func() (httpapi.BackupParts, error) {
+	if p.node == nil {
+		return nil
+	}
+	return func() (httpapi.BackupParts, error) {
+		dir, err := filepath.Abs(dataDir)
+		if err != nil {
+			return httpapi.BackupParts{}, err
+		}
+		at := httpapi.BackupParts{DataDir: dir, Events: filepath.Join(dir, checkpointFolder)}
+		p.backingUp.Lock()
+		defer p.backingUp.Unlock()
+		if err := os.RemoveAll(at.Events); err != nil {
+			return httpapi.BackupParts{}, fmt.Errorf("remove the backup before: %w", err)
+		}
+		return at, p.node.Checkpoint(at.Events)
+	}
+}
+
+func newBackup() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "backup --to FOLDER",
+		Short: "Copy a running server's data into a new folder, from which a server can be started",
+		Long: `Copy a running server's data into a new folder: its events, the audio, the secret key and what else lies in its data folder. The server goes on. Everything
+that it answered before the command began is in the copy.
+
+It is for a server with an embedded event store, on its machine, as a user who reads its data folder. What follows from the events is left out (PostgreSQL's and
+Kafka's folders): a server that is started on the copy, with --data-dir, makes it anew. Audio in a bucket and a secret key from the environment are not in it either.`,
+		Example: `  musique backup --to /backups/musique-2026-11-24`,
+		Args:    cobra.NoArgs,
+	}
+	to := cmd.Flags().String("to", "", "the folder to be made (required)")
+	return opsCommand(cmd, func(ctx context.Context, ops opsClient) error {
+		if *to == "" {
+			return errors.New("--to is required")
+		}
+		if _, err := os.Stat(*to); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("--to: %s is there already", *to)
+		}
+		// Audio that a partner deletes meanwhile would be missing at the events' moment, so most of it is copied before, and the newest after.
+		var about httpapi.BackupParts
+		making := *to + unfinished
+		if err := os.RemoveAll(making); err != nil {
+			return err
+		}
+		raw, err := ops.call(ctx, http.MethodPost, "/ops/backup", nil, &about)
+		if err != nil {
+			return err
+		}
+		if err := copyNew(filepath.Join(about.DataDir, blobsFolder), filepath.Join(making, blobsFolder)); err != nil {
+			return err
+		}
+		if raw, err = ops.call(ctx, http.MethodPost, "/ops/backup", nil, &about); err != nil {
+			return err
+		}
+		if err := copyNew(about.Events, filepath.Join(making, eventsFolder)); err != nil {
+			return err
+		}
+		if err := copyNew(about.DataDir, making, append([]string{eventsFolder, checkpointFolder}, remade...)...); err != nil {
+			return err
+		}
+		if err := errors.Join(os.Rename(making, *to), syncFolder(filepath.Dir(*to)), os.RemoveAll(about.Events)); err != nil {
+			return err
+		}
+		return ops.print(cmd, raw, func(w io.Writer) { fmt.Fprintf(w, "%s is a backup: musique serve --data-dir %s\n", *to, *to) })
+	})
+}
+
+// copyNew copies a folder with all that is in it but for what is named, durably, leaving alone what is there already. Files that go meanwhile are left out.
+func copyNew(from, to string, without ...string) error {
+	entries, err := os.ReadDir(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(to, 0o700); err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		source, target := filepath.Join(from, entry.Name()), filepath.Join(to, entry.Name())
+		switch {
+		case slices.Contains(without, entry.Name()):
+			continue
+		case entry.IsDir():
+			err = copyNew(source, target)
+		case entry.Type().IsRegular() && !strings.HasPrefix(entry.Name(), ".") && !strings.HasSuffix(entry.Name(), ".tmp"): // those are being written
+			err = copyFile(source, target)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return syncFolder(to)
+}
+
+func copyFile(from, to string) error {
+	source, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(target, source)
+	return errors.Join(err, target.Sync(), target.Close())
+}
+
+func syncFolder(path string) error {
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
