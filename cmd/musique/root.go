@@ -34,6 +34,7 @@ precedence. The line in the file has the flag's name: 'http-addr: 0.0.0.0:8080'.
 		newPlayer(),
 		newProjections(),
 		newEvents(),
+		newAudit(),
 		newBench(),
 		newBenchPlayers(),
 	)
