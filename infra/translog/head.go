@@ -123,7 +123,7 @@ func headFiles(dir string) ([]string, error) {
 
 // notesOf reads the notes in a file.
 func notesOf(file string) (notes [][]byte, unfinished []byte, err error) {
-	raw, err := os.ReadFile(file) //nolint:gosec // the operator names the folder
+	raw, err := os.ReadFile(file)
 	if err != nil {
 		return nil, nil, err
 	}

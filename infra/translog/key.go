@@ -40,7 +40,7 @@ func OpenKey(file string) (*Key, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("public keys of the history: %w", err)
 	}
-	raw, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	raw, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
 		name := originPrefix + randomName()
 		if len(known) > 0 {
@@ -67,7 +67,7 @@ func OpenKey(file string) (*Key, error) {
 	}
 	if !slices.Contains(known, verifier) {
 		known = append(known, verifier)
-		if err := writeFile(public, []byte(strings.Join(known, "\n")+"\n"), 0o644); err != nil {
+		if err := writeFile(public, []byte(strings.Join(known, "\n")+"\n")); err != nil {
 			return nil, fmt.Errorf("public keys of the history: %w", err)
 		}
 	}
@@ -125,7 +125,7 @@ func verifierKey(secret string) (string, error) {
 func ReadPublicKeys(file string) ([]string, error) { return keyLines(file) }
 
 func keyLines(file string) (keys []string, err error) {
-	raw, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	raw, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func Open(dir string, key *Key, log *slog.Logger) (_ *Log, err error) {
 		return nil, fmt.Errorf("folder of the history: %w", err)
 	}
 	l := &Log{dir: dir, key: key, log: log}
-	if l.lock, err = os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600); err != nil { //nolint:gosec // the operator names the folder
+	if l.lock, err = os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("folder of the history: %w", err)
 	}
 	defer func() {
@@ -84,7 +84,9 @@ func Open(dir string, key *Key, log *slog.Logger) (_ *Log, err error) {
 	}
 	if err := l.resume(); err != nil {
 		log.Warn("what is kept of the event history cannot be read; it is made anew from the event store", "folder", dir, "reason", err)
-		l.begin()
+		if err := l.setAside(); err != nil {
+			return nil, fmt.Errorf("folder of the history: %w", err)
+		}
 	}
 	if err := l.checkHeads(); err != nil {
 		return nil, err
@@ -104,7 +106,18 @@ func (l *Log) Root() ([]byte, error) { return rootOf(l.tree) }
 // Last is the newest event of the tree; ok is false where it has none.
 func (l *Log) Last() (e Entry, ok bool) { return l.last, l.Size() > 0 }
 
-// begin empties the tree. What is in the folder is written over as it grows.
+// setAside empties the tree and keeps what there was under another name: what is made anew says what the store has now, and not what it had.
+func (l *Log) setAside() error {
+	l.begin()
+	tiles := filepath.Join(l.dir, tileFolder)
+	err := os.Rename(tiles, tiles+time.Now().UTC().Format("-20060102T150405.000000000"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return l.writeState()
+}
+
+// begin empties the tree.
 func (l *Log) begin() {
 	l.tree, l.tiles, l.bundle, l.last = ranges.NewEmptyRange(0), nil, nil, Entry{}
 	l.saved, l.touched = map[int]part{}, map[string]bool{}
@@ -115,7 +128,9 @@ func (l *Log) resume() error {
 	l.begin()
 	raw, err := os.ReadFile(filepath.Join(l.dir, stateFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		if _, err := os.Stat(filepath.Join(l.dir, tileFolder)); errors.Is(err, os.ErrNotExist) {
+			return l.writeState() // a new one
+		}
 	}
 	if err != nil {
 		return err
@@ -319,7 +334,7 @@ func (l *Log) meets() error {
 
 func (l *Log) writeTile(level int, n uint64, raw []byte, width int) error {
 	path := filepath.Join(l.dir, tilePath(level, n, width))
-	if err := writeFile(path, raw, 0o644); err != nil {
+	if err := writeFile(path, raw); err != nil {
 		return fmt.Errorf("tile of the history: %w", err)
 	}
 	for folder := filepath.Dir(path); folder != l.dir; folder = filepath.Dir(folder) {
@@ -351,6 +366,19 @@ func (l *Log) save() error {
 		}
 	}
 	l.touched = map[string]bool{}
+	if err := l.writeState(); err != nil {
+		return err
+	}
+	for level, before := range l.saved {
+		if before.width > 0 && before != now[level] {
+			l.drop(level, before)
+		}
+	}
+	l.saved = now
+	return nil
+}
+
+func (l *Log) writeState() error {
 	root, err := l.Root()
 	if err != nil {
 		return err
@@ -359,15 +387,9 @@ func (l *Log) save() error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(writeFile(filepath.Join(l.dir, stateFile), raw, 0o644), syncFolder(l.dir)); err != nil {
+	if err := errors.Join(writeFile(filepath.Join(l.dir, stateFile), raw), syncFolder(l.dir)); err != nil {
 		return fmt.Errorf("state of the history: %w", err)
 	}
-	for level, before := range l.saved {
-		if before.width > 0 && before != now[level] {
-			l.drop(level, before)
-		}
-	}
-	l.saved = now
 	return nil
 }
 
@@ -432,7 +454,7 @@ func (l *Log) keep(head Head, now time.Time) error {
 	if info.Size() >= maxHeadFileBytes {
 		l.headFile = ""
 	}
-	return errors.Join(writeFile(filepath.Join(l.dir, checkpointFile), head.Note, 0o644), syncFolder(l.dir))
+	return errors.Join(writeFile(filepath.Join(l.dir, checkpointFile), head.Note), syncFolder(l.dir))
 }
 
 // At is where the next events are read from: the newest event of the tree, which is read once more.

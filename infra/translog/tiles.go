@@ -19,6 +19,7 @@ const (
 	tileWidth  = 1 << tileHeight
 
 	headsFolder    = "heads"
+	tileFolder     = "tile"
 	checkpointFile = "checkpoint"
 	stateFile      = "state"
 	lockFile       = "lock"
@@ -37,7 +38,7 @@ func tilePath(level int, n uint64, width int) string {
 	if level == entriesLevel {
 		name = "entries"
 	}
-	path := filepath.Join("tile", name, filepath.FromSlash(number))
+	path := filepath.Join(tileFolder, name, filepath.FromSlash(number))
 	if width < tileWidth {
 		path = filepath.Join(path+".p", strconv.Itoa(width))
 	}
@@ -48,7 +49,7 @@ func tilePath(level int, n uint64, width int) string {
 func readTile(dir string, level int, n uint64, width int) ([]byte, error) {
 	whole := filepath.Join(dir, tilePath(level, n, tileWidth))
 	for range 2 { // whoever writes takes a part away when there is a larger one
-		raw, err := os.ReadFile(whole) //nolint:gosec // the operator names the folder
+		raw, err := os.ReadFile(whole)
 		if !errors.Is(err, os.ErrNotExist) {
 			return raw, err
 		}
@@ -65,7 +66,7 @@ func readTile(dir string, level int, n uint64, width int) ([]byte, error) {
 		if largest < width {
 			continue
 		}
-		raw, err = os.ReadFile(filepath.Join(whole+".p", strconv.Itoa(largest))) //nolint:gosec // as above
+		raw, err = os.ReadFile(filepath.Join(whole+".p", strconv.Itoa(largest)))
 		if !errors.Is(err, os.ErrNotExist) {
 			return raw, err
 		}
@@ -164,8 +165,8 @@ func rootOf(r *compact.Range) ([]byte, error) {
 	return r.GetRootHash(nil)
 }
 
-// writeFile writes a file whole and durable, but for its folder: nobody ever reads a part of it.
-func writeFile(path string, raw []byte, mode os.FileMode) error {
+// writeFile writes a file that others may read, whole and durable, but for its folder: nobody ever reads a part of it.
+func writeFile(path string, raw []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // heads and tiles are to be copied and read by others
 		return err
 	}
@@ -174,7 +175,7 @@ func writeFile(path string, raw []byte, mode os.FileMode) error {
 		return err
 	}
 	_, err = made.Write(raw)
-	err = errors.Join(err, made.Chmod(mode), flush(made), made.Close())
+	err = errors.Join(err, made.Chmod(0o644), flush(made), made.Close())
 	if err == nil {
 		err = os.Rename(made.Name(), path)
 	}
@@ -186,7 +187,7 @@ func writeFile(path string, raw []byte, mode os.FileMode) error {
 
 // syncFolder makes durable what names a folder has.
 func syncFolder(dir string) error {
-	folder, err := os.Open(dir) //nolint:gosec // as above
+	folder, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

@@ -131,7 +131,7 @@ func ReadHeads(dir string, keys []string, copies ...[]byte) (Heads, error) {
 		return Heads{}, err
 	}
 	for _, file := range append(files, filepath.Join(dir, checkpointFile)) {
-		raw, err := os.ReadFile(file) //nolint:gosec // the operator names the folder
+		raw, err := os.ReadFile(file)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -206,8 +206,6 @@ type verification struct {
 	kept  *keptReader
 	store *storeReader
 	tree  *compact.Range // over the store's events, those that it may have forgotten included
-	met   map[uint64]bool
-	first uint64 // size of the smallest head that the store does not come to
 
 	missing, added []candidate
 	overflow       uint64
@@ -236,7 +234,7 @@ func (v *verification) run(ctx context.Context) error {
 	}
 	v.kept = &keptReader{dir: v.Dir, size: v.report.Size, hashesFirst: trusted == hashesTrusted}
 	v.store = &storeReader{source: v.Source, system: v.system}
-	v.tree, v.met = ranges.NewEmptyRange(0), map[uint64]bool{}
+	v.tree = ranges.NewEmptyRange(0)
 	if err := v.compare(ctx); err != nil {
 		return err
 	}
@@ -488,7 +486,6 @@ func (v *verification) grow(hash []byte) error {
 	}
 	for ; at < len(v.heads) && v.heads[at].Size == v.tree.End(); at++ {
 		if bytes.Equal(root, v.heads[at].Root) {
-			v.met[v.tree.End()] = true
 			v.report.Proven = v.tree.End() // a root that is met proves all before it
 		}
 	}
