@@ -24,6 +24,8 @@ const (
 	PublisherTopic = "musique.publisher.position"
 	// publisherKey is the key of all messages there: compaction leaves the newest.
 	publisherKey = "publisher"
+	// publishedAtOnce bounds the events of one page: each page waits for the brokers' disks.
+	publishedAtOnce = 10_000
 	// positionEvery is how often at most the position is written as long as nothing is published.
 	positionEvery = 5 * time.Second
 )
@@ -86,6 +88,7 @@ func (w *Publisher) publish(ctx context.Context) error {
 	defer publisher.Close()
 	subscriber := eventstore.NewSubscriber(w.Store, eventstore.SubscriberConfig{
 		Types: publishedTypes(), Checkpoint: func(context.Context) (event.Position, error) { return at, nil }, Log: w.Log,
+		MaxPage: publishedAtOnce,
 		// Nobody waits for a note of a request: many are worth one sync of the brokers.
 		Hold: func(e event.Recorded) bool {
 			return send.IsUnsealed(e) || e.Type == usage.ApiRequestServed{}.EventType()

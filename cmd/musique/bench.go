@@ -68,8 +68,8 @@ type bench struct {
 	profiles string
 	// locations is to how many a broadcast goes, and players how many are connected at once.
 	locations, players int
-	// events is how many a rebuild has to apply.
-	events int
+	// events is how many a rebuild has to apply, and a publisher to publish; historyEvents is how many a long history has.
+	events, historyEvents int
 }
 
 // benchmarks are the measurements by name, in the order of the report.
@@ -86,6 +86,9 @@ var benchmarks = []struct {
 	{"broadcast", (*bench).broadcasts, true},
 	{"players", (*bench).crowd, true},
 	{"rebuild", (*bench).rebuilds, true},
+	{"publish", (*bench).publishes, false},
+	{"takeover", (*bench).takeovers, false},
+	{"history", (*bench).history, false},
 }
 
 func newBench() *cobra.Command {
@@ -112,6 +115,11 @@ is removed at the end, and nothing that runs or lies elsewhere is touched.
            send to all of them to its arrival; the baseline is a bare net/http server with as many event streams, which writes one event to all
   rebuild  --events sends to one location each, from all of which the read model of sends is built anew while it serves: events applied per second, from
            the command to the swap; the baselines read $all by the official client, and COPY the same rows. These are measured one after the other
+  publish  --events such sends put on their Kafka topics by the publisher; the baseline is a bare franz-go producer of the same records
+  takeover the time until a send is shown, at its player and on its topic when the process that was active in everything else than the API is killed
+           at the moment of the send, and another takes over; the baseline is the same without a kill
+  history  --history events of sends that were played: read models that catch up with all of it, and one built anew; the time of a start on it, after a
+           stop and after kill -9; memory and disk. The baselines read $all by the official client, and have no history. With a million it takes minutes
 
 A baseline is measured by turns with what it stands beside. A ratio is the figure in parts of its baseline. A time is 0 where the
 player was faster than the answer.`,
@@ -129,8 +137,13 @@ player was faster than the answer.`,
 			if b.locations < 1 || b.locations > send.MaxDestinations || b.players < 1 || b.players > send.MaxDestinations {
 				return fmt.Errorf("--locations and --players are 1 to %d", send.MaxDestinations)
 			}
-			if b.events < rebuildAppend {
-				return fmt.Errorf("--events is %d or more", rebuildAppend)
+			if b.events < 1 || b.historyEvents < eventsPerSend {
+				return fmt.Errorf("--events is 1 or more, --history %d or more", eventsPerSend)
+			}
+			if b.profiles != "" {
+				if err := os.MkdirAll(b.profiles, 0o755); err != nil { //nolint:gosec // it holds no secrets
+					return fmt.Errorf("--profiles: %w", err)
+				}
 			}
 			if b.dir, err = os.MkdirTemp(dir, "musique-bench-"); err != nil {
 				return fmt.Errorf("--dir: %w", err)
@@ -154,8 +167,9 @@ player was faster than the answer.`,
 	flags.Float64Var(&b.rate, "rate", 200, "sends a second of the latency at a steady rate; halved until the machine bears it")
 	flags.IntVar(&b.locations, "locations", send.MaxDestinations, "to how many locations the broadcast goes")
 	flags.IntVar(&b.players, "players", defaultCrowd, "how many players are connected at once")
-	flags.IntVar(&b.events, "events", rebuildEvents, fmt.Sprintf("how many events the rebuild has, in steps of %d", rebuildAppend))
-	flags.StringVar(&only, "only", "", "measure only this: append, send, latency, read, broadcast, players or rebuild")
+	flags.IntVar(&b.events, "events", rebuildEvents, "how many events the rebuild and the publisher have")
+	flags.IntVar(&b.historyEvents, "history", historyEvents, "how many events the long history has")
+	flags.StringVar(&only, "only", "", "measure only this: append, send, latency, read, broadcast, players, rebuild, publish, takeover or history")
 	flags.StringVar(&b.profiles, "profiles", "", "a folder that gets a CPU, a block and a mutex profile of each measurement, baseline included")
 	flags.StringVar(&output, "output", "text", "text or json")
 	return cmd

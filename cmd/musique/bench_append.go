@@ -78,7 +78,11 @@ type bareNode struct {
 }
 
 func startBareNode(dir string) (*bareNode, error) {
-	node, err := esnode.Start(esnode.Options{Dir: filepath.Join(dir, "bare-events-"+uuid.NewString()), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	return startBareNodeIn(filepath.Join(dir, "bare-events-"+uuid.NewString()))
+}
+
+func startBareNodeIn(dir string) (*bareNode, error) {
+	node, err := esnode.Start(esnode.Options{Dir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, err
 	}

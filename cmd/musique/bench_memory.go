@@ -35,9 +35,12 @@ func settledMemory() memory {
 	return memoryNow()
 }
 
-// residentBytes is VmRSS of proc_pid_status(5).
-func residentBytes() int64 {
-	status, err := os.ReadFile("/proc/self/status")
+// residentBytes is what this process has resident.
+func residentBytes() int64 { return residentBytesOf("self") }
+
+// residentBytesOf is VmRSS of proc_pid_status(5); 0 where the system has none.
+func residentBytesOf(process string) int64 {
+	status, err := os.ReadFile("/proc/" + process + "/status")
 	if err != nil {
 		return 0
 	}

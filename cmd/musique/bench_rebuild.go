@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// rebuildEvents is how many sends to one location are in the store, one event each, and rebuildAppend how many are appended at once.
-	rebuildEvents, rebuildAppend = 20_000, 500
+	// rebuildEvents is how many sends to one location are in the store, one event each.
+	rebuildEvents = 20_000
 	// rebuildPatience bounds one rebuild.
 	rebuildPatience = 5 * time.Minute
 )
@@ -34,14 +34,8 @@ func (b *bench) rebuilds(ctx context.Context) (figures []benchFigure, err error)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
-	for range b.events / rebuildAppend {
-		events := make([]esdb.EventData, rebuildAppend)
-		for i := range events {
-			events[i] = aSend()
-		}
-		if _, err = client.AppendToStream(ctx, "bench", esdb.AppendToStreamOptions{}, events...); err != nil {
-			return nil, err
-		}
+	if err := appendSends(ctx, client, b.events, false); err != nil {
+		return nil, err
 	}
 	ctx, stop := context.WithCancel(ctx)
 	running, ctx := errgroup.WithContext(ctx)

@@ -79,8 +79,12 @@ func benchParts(dir string) serveConfig {
 	}
 }
 
-func openBenchSystem(ctx context.Context, dir string) (s *benchSystem, err error) {
-	config := benchParts(dir)
+func openBenchSystem(ctx context.Context, dir string) (*benchSystem, error) {
+	return openBenchSystemWith(ctx, benchParts(dir), nil)
+}
+
+// openBenchSystemWith has others, which do what config's roles leave out, begin before the partner is made.
+func openBenchSystemWith(ctx context.Context, config serveConfig, others func(*parts) error) (s *benchSystem, err error) {
 	log := newLogger("text", "warn")
 	parts, err := openParts(ctx, config, log)
 	if err != nil {
@@ -106,6 +110,11 @@ func openBenchSystem(ctx context.Context, dir string) (s *benchSystem, err error
 		return nil, err
 	}
 	s.servers, s.url = []*http.Server{server}, "http://"+address
+	if others != nil {
+		if err := others(parts); err != nil {
+			return nil, err
+		}
+	}
 	return s, s.admit(ctx)
 }
 

@@ -35,7 +35,7 @@ func runBench(t *testing.T, args ...string) []byte {
 
 func TestEachMeasurementHasItsFiguresAndBaselines(t *testing.T) {
 	t.Parallel()
-	figuresOf := map[string]int{"append": 2, "send": 1, "latency": 10, "read": 2, "broadcast": 4, "rebuild": 2}
+	figuresOf := map[string]int{"append": 2, "send": 1, "latency": 10, "read": 2, "broadcast": 4, "rebuild": 2, "publish": 1}
 	if runtime.GOOS == "linux" {
 		figuresOf["broadcast"] = 5
 	}
@@ -94,6 +94,38 @@ func TestBenchOfConnectedPlayers(t *testing.T) {
 	require.FileExists(t, filepath.Join(profiles, "players.heap.pprof"))
 }
 
+// Servers that are killed, or find a long history, are processes of their own.
+func TestBenchOfServers(t *testing.T) {
+	t.Parallel()
+	figuresOf := map[string]int{"takeover": 3, "history": 6}
+	if runtime.GOOS == "linux" {
+		figuresOf["history"] = 8
+	}
+	for name, figures := range figuresOf {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			cmd := exec.Command(executable(t), "bench", "--only", name, "--history", "400", "--dir", dir, "--output", "json")
+			cmd.Env = environment()
+			var said bytes.Buffer
+			cmd.Stderr = &said
+			out, err := cmd.Output()
+			require.NoError(t, err, said.String())
+			left, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Empty(t, left)
+			var report benchReport
+			require.NoError(t, json.Unmarshal(out, &report))
+			require.Len(t, report.Figures, figures)
+			for _, f := range report.Figures {
+				require.Positive(t, f.Value, f.Name)
+				require.Positive(t, f.Baseline, f.Name)
+				require.NotEmpty(t, f.BaselineIs)
+			}
+		})
+	}
+}
+
 // Players that cannot be connected are an error that says why, and leave nothing running.
 func TestAFleetThatCannotConnect(t *testing.T) {
 	t.Parallel()
@@ -122,7 +154,7 @@ func TestBenchForPeopleWithProfiles(t *testing.T) {
 
 func TestBenchRefusesWhatItCannotMeasure(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--only", "everything"}, {"--duration", "0s"}, {"--rate", "-1"}, {"--output", "xml"}, {"--dir", "/nowhere/at/all"}, {"--locations", "0"}, {"--players", "100001"}, {"--events", "1"}} {
+	for _, args := range [][]string{{"--only", "everything"}, {"--duration", "0s"}, {"--rate", "-1"}, {"--output", "xml"}, {"--dir", "/nowhere/at/all"}, {"--locations", "0"}, {"--players", "100001"}, {"--events", "0"}, {"--history", "3"}} {
 		cmd := newBench()
 		cmd.SilenceUsage, cmd.SilenceErrors = true, true
 		cmd.SetErr(&bytes.Buffer{})
