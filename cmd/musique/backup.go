@@ -69,26 +69,27 @@ Kafka's folders): a server that is started on the copy, with --data-dir, makes i
 		if _, err := os.Stat(*to); !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("--to: %s is there already", *to)
 		}
-		// Audio that a partner deletes meanwhile would be missing at the events' moment, so most of it is copied before, and the newest after.
-		var about httpapi.BackupParts
 		making := *to + unfinished
 		if err := os.RemoveAll(making); err != nil {
+			return err
+		}
+		var about httpapi.BackupParts
+		if _, err := ops.call(ctx, http.MethodPost, "/ops/backup", nil, &about); err != nil {
+			return err
+		}
+		// The signed heads must not know of events that are not there, and audio that a partner deletes meanwhile must be: so the rest is copied before the events
+		// of this moment, and the audio that is new since after them.
+		if err := copyNew(about.DataDir, making, append([]string{eventsFolder, checkpointFolder}, remade...)...); err != nil {
 			return err
 		}
 		raw, err := ops.call(ctx, http.MethodPost, "/ops/backup", nil, &about)
 		if err != nil {
 			return err
 		}
-		if err := copyNew(filepath.Join(about.DataDir, blobsFolder), filepath.Join(making, blobsFolder)); err != nil {
-			return err
-		}
-		if raw, err = ops.call(ctx, http.MethodPost, "/ops/backup", nil, &about); err != nil {
-			return err
-		}
 		if err := copyNew(about.Events, filepath.Join(making, eventsFolder)); err != nil {
 			return err
 		}
-		if err := copyNew(about.DataDir, making, append([]string{eventsFolder, checkpointFolder}, remade...)...); err != nil {
+		if err := copyNew(filepath.Join(about.DataDir, blobsFolder), filepath.Join(making, blobsFolder)); err != nil {
 			return err
 		}
 		if err := errors.Join(os.Rename(making, *to), syncFolder(filepath.Dir(*to)), os.RemoveAll(about.Events)); err != nil {

@@ -19,7 +19,8 @@ import (
 func TestABackupOfARunningServer(t *testing.T) {
 	t.Parallel()
 	dir, saved := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "saved")
-	s := serveOn(t, dir)
+	signing := []string{"--heads-every", "100ms"}
+	s := serveOn(t, dir, signing...)
 	c := &chaos{t: t, api: s.signIn(t, operator[companyMade](s, "company", "create", "--name", "Acme", "--plan", "unlimited").CompanyToken, "hq")}
 	c.audio = []string{c.api.upload("the first", aSecond())}
 	devices := map[string]string{}
@@ -52,7 +53,7 @@ func TestABackupOfARunningServer(t *testing.T) {
 	s.kill()
 	stop()
 	working.Wait()
-	s = serveOn(t, dir)
+	s = serveOn(t, dir, signing...)
 	c.api = c.api.on(s)
 
 	working, stop = begin(2)
@@ -72,7 +73,10 @@ func TestABackupOfARunningServer(t *testing.T) {
 	}
 	require.NoDirExists(t, filepath.Join(dir, "events.backup"))
 
-	restored := serveOn(t, saved)
+	restored := serveOn(t, saved, signing...)
+	stdout, stderr, code = musique(t, "events", "verify", "--data-dir", saved, "--eventstore", restored.awaits(&restored.stderr, `"eventstore":"(esdb://[^"]+)"`)[1])
+	require.Zero(t, code, "%s%s", stdout, stderr)
+	require.FileExists(t, filepath.Join(saved, "heads.key"))
 	c.api = c.api.on(restored)
 	for _, r := range before {
 		got, err := c.ask(t.Context(), r)

@@ -45,6 +45,7 @@ type composeService struct {
 		Args    map[string]string
 	}
 	Image       string
+	Command     []string
 	Restart     string
 	ReadOnly    bool     `yaml:"read_only"`
 	CapDrop     []string `yaml:"cap_drop"`
@@ -132,6 +133,8 @@ func TestTheComposeFileFitsTheProgram(t *testing.T) {
 	require.Contains(t, kafka["KAFKA_ADVERTISED_LISTENERS"], "PLAINTEXT://"+api["MUSIQUE_KAFKA_BROKERS"])
 	require.Contains(t, api["MUSIQUE_EVENTSTORE_URL"], "eventstore:"+store["EVENTSTORE_NODE_PORT"])
 	require.Contains(t, api["MUSIQUE_DATABASE_URL"], "postgres://"+database["POSTGRES_USER"]+":"+database["POSTGRES_PASSWORD"]+"@postgres:5432/"+database["POSTGRES_DB"])
+	require.Contains(t, c.Services["postgres"].Command, "max_connections=200")
+	require.LessOrEqual(t, 40*len(c.musique()), 200)
 	used := map[string]bool{}
 	for name, s := range c.Services {
 		require.Equal(t, "unless-stopped", s.Restart, name)
