@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -18,6 +19,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	common "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -73,6 +75,12 @@ func (r *receiver) trace(id string) (spans []*tracepb.Span) {
 		}
 	}
 	return spans
+}
+
+func (r *receiver) all() []*tracepb.Span {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.spans)
 }
 
 // lineage names a span and those above it, as far as they were received, the span first.
@@ -131,7 +139,7 @@ func TestASendIsOneTrace(t *testing.T) {
 
 	told := "tell player < deliver < dispatch < " + sendAppend
 	reported := "append to delivery < command ReportPlayback < " + reportRoute + " < " + told
-	want := map[string]struct {
+	expected := map[string]struct {
 		lineage string
 		times   int
 	}{
@@ -147,8 +155,8 @@ func TestASendIsOneTrace(t *testing.T) {
 	var spans []*tracepb.Span
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		spans = traces.trace(traceID)
-		for name, expected := range want {
-			require.Equal(c, slices.Repeat([]string{expected.lineage}, expected.times), lineages(spans, name), name)
+		for name, of := range expected {
+			require.Equal(c, slices.Repeat([]string{of.lineage}, of.times), lineages(spans, name), name)
 		}
 		require.Contains(c, lineages(spans, "project sends"), "project sends < "+sendAppend)
 		require.Contains(c, lineages(spans, "project sends"), "project sends < "+reported)
@@ -161,6 +169,58 @@ func TestASendIsOneTrace(t *testing.T) {
 		}
 		require.Empty(t, span.GetEvents(), "no error's words are kept")
 	}
+
+	// A player that knows nothing of traces reports in the trace of its send all the same, by what the read model has.
+	other := partner.location("store_002")
+	sent := partner.send(audioID, "store_002")
+	partner.awaitStatus(sent, "queued", "queued")
+	report, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+"/api/player/v1/deliveries/"+partner.deliveries(sent)[0].DeliveryID, strings.NewReader(`{"status": "delivered"}`))
+	require.NoError(t, err)
+	report.Header.Set("Authorization", "Bearer "+other)
+	report.Header.Set("Content-Type", "application/json")
+	response, err = http.DefaultClient.Do(report)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.NoError(t, response.Body.Close())
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		all := traces.all()
+		require.Contains(c, lineages(all, "append to delivery"), "append to delivery < command ReportPlayback < "+sendAppend)
+		i := slices.IndexFunc(all, func(s *tracepb.Span) bool { return len(s.GetLinks()) > 0 && s.GetName() == "command ReportPlayback" })
+		require.GreaterOrEqual(c, i, 0)
+		j := slices.IndexFunc(all, func(s *tracepb.Span) bool { return bytes.Equal(s.GetSpanId(), all[i].GetLinks()[0].GetSpanId()) })
+		require.GreaterOrEqual(c, j, 0)
+		require.Equal(c, reportRoute, all[j].GetName())
+	}, patience, 100*time.Millisecond)
+
+	// Of a broadcast to many, no delivery is followed by itself.
+	const many = 150
+	var imported []object
+	for i := range many {
+		imported = append(imported, object{"externalId": fmt.Sprintf("many_%03d", i), "name": "One of many", "tags": []string{"many"}})
+	}
+	partner.post("/locations/import", object{"locations": imported})
+	second := want[struct{ Token string }](partner.post("/locations/many_007/devices", object{}), http.StatusCreated).Token
+	one := s.playAt(t, second, t.TempDir())
+	partner.post("/audio/"+audioID+"/send", object{"tags": []string{"many"}})
+	one.awaits(&one.stdout, "✓ played")
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		all := traces.all()
+		i := slices.IndexFunc(all, func(s *tracepb.Span) bool {
+			return s.GetName() == "append to send" && slices.ContainsFunc(s.GetAttributes(), func(a *common.KeyValue) bool {
+				return a.GetKey() == "musique.events" && a.GetValue().GetIntValue() == many
+			})
+		})
+		require.GreaterOrEqual(c, i, 0)
+		of := traces.trace(hex.EncodeToString(all[i].GetTraceId()))
+		require.NotEmpty(c, lineages(of, "dispatch"))
+		require.NotEmpty(c, lineages(of, "deliver"))
+		require.NotEmpty(c, lineages(of, "publish"))
+		require.Empty(c, lineages(of, "tell player"))
+		require.Empty(c, lineages(of, reportRoute))
+		require.Less(c, len(of), 60)
+	}, patience, 100*time.Millisecond)
+	one.terminate()
+
 	require.Regexp(t, `"msg":"request","requestId":"the-one-send".*"traceId":"`+traceID+`"`, s.stderr.String())
 
 	player.terminate()
