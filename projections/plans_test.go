@@ -11,6 +11,7 @@ import (
 
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/projections/audiolibrary"
+	"github.com/musique/musique/projections/audit"
 	"github.com/musique/musique/projections/locations"
 	"github.com/musique/musique/projections/readmodel"
 	"github.com/musique/musique/projections/sends"
@@ -31,6 +32,10 @@ func TestAPageReadsLittleMoreThanItShows(t *testing.T) {
 				CASE WHEN i % 2 = 0 THEN $1::timestamptz + (i * 7919 % 20000) * interval '1 minute' END, CASE WHEN i % 400 = 1 THEN $1::timestamptz END
 			FROM generate_series(1, 20000) i`,
 		"INSERT INTO sends.delivery (send_id, user_id, external_id, status, rank) SELECT 'snd_1', i, 's' || i, 'queued', 1 FROM generate_series(1, 20000) i WHERE $1::timestamptz IS NOT NULL",
+		`INSERT INTO audit.entry (company_id, environment, occurred_at, position, event_id, type, actor, resource_type, resource_id, send_id, audio_id, external_id, details)
+			SELECT 'co_one', 'live', $1::timestamptz + i * interval '1 second', i, gen_random_uuid(), CASE WHEN i % 400 = 1 THEN 'AudioDeleted' ELSE 'AudioPlayed' END, 'dvc_' || i % 200,
+				CASE WHEN i % 400 = 1 THEN 'audio' ELSE 'delivery' END, 'x_' || i, CASE WHEN i % 400 <> 1 THEN 'snd_' || i % 7 END, 'aud_' || i % 10, CASE WHEN i % 400 <> 1 THEN 's' || i END, '{}'
+			FROM generate_series(1, 20000) i`,
 		"INSERT INTO tokens.token SELECT 'tok_' || i, 'co_one', 'live', 'x', 1, '', '{}', 'hash ' || i, NULL, NULL, $1::timestamptz, i FROM generate_series(1, 20000) i",
 	} {
 		_, err := pool.Exec(ctx, statement, epoch)
@@ -71,7 +76,22 @@ func TestAPageReadsLittleMoreThanItShows(t *testing.T) {
 			return len(items), err
 		}
 	}
+	told := func(f audit.Filter, cursor string) func() (int, error) {
+		return func() (int, error) {
+			items, _, err := audit.List(ctx, reader, "co_one", event.Live, f, cursor, shown)
+			return len(items), err
+		}
+	}
 	for name, page := range map[string]func() (int, error){
+		"the trail":             told(audit.Filter{}, at('x', second(500), 500)),
+		"what a device did":     told(audit.Filter{Actor: "dvc_7"}, at('x', second(15_000), 15_000)),
+		"a type of event":       told(audit.Filter{Type: "AudioDeleted"}, at('x', second(15_000), 15_000)),
+		"a type of resource":    told(audit.Filter{ResourceType: audit.Audio}, at('x', second(15_000), 15_000)),
+		"an early moment":       told(audit.Filter{To: after(time.Hour)}, ""),
+		"all of a send":         told(audit.Filter{ResourceType: audit.Send, ResourceID: "snd_3"}, at('x', second(15_000), 15_000)),
+		"all of a location":     told(audit.Filter{ResourceType: audit.Location, ResourceID: "s700"}, ""),
+		"all of audio":          told(audit.Filter{ResourceType: audit.Audio, ResourceID: "aud_1"}, at('x', second(15_000), 15_000)),
+		"what became of a file": told(audit.Filter{ResourceType: audit.Audio, ResourceID: "aud_1", Actor: "dvc_1"}, ""),
 		"audio": func() (int, error) {
 			items, _, err := audiolibrary.List(ctx, reader, "co_one", event.Live, audiolibrary.Filter{}, at('a', 500), shown)
 			return len(items), err
@@ -126,7 +146,7 @@ func rowsRead(t *testing.T, pool *pgxpool.Pool) (n int) {
 	_, err := pool.Exec(ctx, "SELECT pg_stat_force_next_flush()")
 	require.NoError(t, err)
 	require.NoError(t, pool.QueryRow(ctx, `SELECT
-		(SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname IN ('audio', 'locations', 'sends', 'tokens', 'usage'))
-		+ (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE schemaname IN ('audio', 'locations', 'sends', 'tokens', 'usage'))`).Scan(&n))
+		(SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname IN ('audio', 'audit', 'locations', 'sends', 'tokens', 'usage'))
+		+ (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE schemaname IN ('audio', 'audit', 'locations', 'sends', 'tokens', 'usage'))`).Scan(&n))
 	return n
 }
