@@ -251,7 +251,7 @@ func BenchmarkTracing(b *testing.B) {
 			tracer := make(b)
 			b.ReportAllocs()
 			for b.Loop() { // what a request that appends once does
-				ctx, request := tracer.Accept(context.Background(), "", "request", false)
+				ctx, request := tracer.Accept(telemetry.WithRequest(context.Background(), "req_1"), "", "request", false)
 				ctx, command := telemetry.Start(ctx, "command")
 				_, appending := telemetry.Start(ctx, "append")
 				appending.End()
