@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/translog"
 )
@@ -133,7 +134,7 @@ is away or no head is there that one of the keys signed; 1 anything else.`,
 }
 
 func readBounded(file string) ([]byte, error) {
-	opened, err := os.Open(file) //nolint:gosec // the operator names the file
+	opened, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +157,7 @@ func verifyHistory(cmd *cobra.Command, out printer, config translog.VerifyConfig
 		return fmt.Errorf("--eventstore: %w", err)
 	}
 	defer store.Close() // it always returns nil
-	config.Source = store.History
+	config.Source = patientSource(store.History)
 	shown := &verifyProgress{out: cmd.ErrOrStderr(), last: time.Now()}
 	shown.terminal = isTerminal(shown.out)
 	config.Progress = shown.show
@@ -178,6 +179,23 @@ func verifyHistory(cmd *cobra.Command, out printer, config translog.VerifyConfig
 		return exitError{errors.New("no head is kept that one of the keys signed, so there is nothing to compare the history with"), exitCannotTell}
 	default:
 		return exitError{errors.New("the history is not what was signed"), exitTampered}
+	}
+}
+
+// patientSource reads on where the store was away for a while, once it was there.
+func patientSource(read translog.Source) translog.Source {
+	return func(ctx context.Context, from event.Position, limit int) (events []eventstore.Raw, done bool, err error) {
+		for began := time.Now(); ; {
+			events, done, err = read(ctx, from, limit)
+			if from.IsZero() || !errors.Is(err, eventstore.ErrUnavailable) || time.Since(began) > patienceWithServer {
+				return events, done, err
+			}
+			select {
+			case <-time.After(watchEvery):
+			case <-ctx.Done():
+				return nil, false, ctx.Err()
+			}
+		}
 	}
 }
 

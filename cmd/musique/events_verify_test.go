@@ -76,7 +76,7 @@ func TestTheHistoryIsSignedAndVerified(t *testing.T) {
 	require.Equal(t, exitTampered, code)
 
 	// A store that is away leaves it open.
-	s.terminate()
+	s.kill()
 	_, stderr, code = musique(t, "events", "verify", "--data-dir", dir, "--eventstore", store)
 	require.Equal(t, exitCannotTell, code, stderr)
 
