@@ -119,6 +119,9 @@ func (c *chaos) work(ctx context.Context, random *rand.Rand) {
 		}
 		got, err := c.ask(ctx, r)
 		if err != nil || got.status >= 500 {
+			if err == nil {
+				c.unavailable(got)
+			}
 			c.mu.Lock()
 			c.open = append(c.open, r)
 			alone := len(c.others) == 0
@@ -129,6 +132,14 @@ func (c *chaos) work(ctx context.Context, random *rand.Rand) {
 			continue
 		}
 		c.take(r, got)
+	}
+}
+
+// unavailable notes an error that is not the one for what is away for a while.
+func (c *chaos) unavailable(got answer) {
+	var body struct{ Error struct{ Code string } }
+	if got.status != http.StatusServiceUnavailable || json.Unmarshal(got.body, &body) != nil || body.Error.Code != "service_unavailable" || got.header.Get("Retry-After") == "" {
+		c.t.Errorf("%d %s", got.status, got.body)
 	}
 }
 
