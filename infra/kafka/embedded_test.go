@@ -181,7 +181,11 @@ func TestCloseAndStartKeepMessagesAndPlaces(t *testing.T) {
 
 func TestAKilledBrokerHasAllThatItAcknowledged(t *testing.T) {
 	t.Parallel()
-	const writers, rounds, enough = 4, 3, 50
+	const writers, enough = 4, 50
+	rounds := 3
+	if kafkatest.Apache() { // each takes ten seconds
+		rounds = 1
+	}
 	dir := t.TempDir()
 	kill, address := startProgram(t, dir, "")
 	require.NoError(t, kafka.EnsureTopics(t.Context(), []string{address}, kafka.Topic{Name: "acknowledged", Partitions: 4}))
@@ -271,7 +275,11 @@ func TestClientsGoOnAfterTheBrokersRestart(t *testing.T) {
 // key in their order, but for those that it has seen.
 func TestOrderHoldsWhateverFails(t *testing.T) {
 	t.Parallel()
-	const restarts, perCall, bytes = 6, 60, 60_000 // a call is several batches
+	const perCall, bytes = 60, 60_000 // a call is several batches
+	restarts := 6
+	if kafkatest.Apache() { // each takes seconds
+		restarts = 2
+	}
 	dir := t.TempDir()
 	stop, brokers := startBroker(t, dir, "")
 	require.NoError(t, kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: "order", Partitions: 1}))
