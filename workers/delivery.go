@@ -111,7 +111,7 @@ func (w *Delivery) deliver(ctx context.Context, group []*message.Message) (err e
 				Delivery: inbox.Delivery{
 					DeliveryID: to.DeliveryID, SendID: s.SendID, AudioID: s.Audio.AudioID, BlobKey: s.Audio.BlobKey, Name: s.Audio.Name,
 					SHA256: s.Audio.SHA256, Format: s.Audio.Format, DurationMs: s.Audio.DurationMs, Size: s.Audio.Size,
-					Priority: s.Priority, Repeat: s.Repeat, Volume: s.Volume, PlayAt: to.PlayAt, ExpiresAt: to.ExpiresAt, TraceParent: traceParent,
+					Priority: s.Priority, Repeat: s.Repeat, Volume: s.Volume, PlayAt: to.PlayAt, ExpiresAt: to.ExpiresAt, TraceParent: traceParent, RequestID: s.RequestID,
 				},
 			})
 		}

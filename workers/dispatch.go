@@ -55,6 +55,8 @@ type DispatchSend struct {
 	To       []DispatchTo  `json:"to"`
 	// TraceParent is the dispatch's place in the trace of the send, if there is one.
 	TraceParent string `json:"traceparent,omitempty"`
+	// RequestID is that of the request that made the send.
+	RequestID string `json:"requestId,omitempty"`
 }
 
 // DispatchAudio is what a player needs to know of the audio.
@@ -277,7 +279,7 @@ func (w *Dispatch) add(ctx context.Context, buckets map[int][]DispatchSend, meta
 		}
 		sends = append(sends, DispatchSend{
 			CompanyID: meta.CompanyID, Environment: meta.Environment, SendID: sent.SendID, Total: sent.Total, Audio: details,
-			Priority: sent.Priority, Repeat: sent.Repeat, Volume: sent.Volume, TraceParent: telemetry.Next(ctx, meta.TraceParent),
+			Priority: sent.Priority, Repeat: sent.Repeat, Volume: sent.Volume, TraceParent: telemetry.Next(ctx, meta.TraceParent), RequestID: meta.RequestID,
 		})
 	}
 	last := &sends[len(sends)-1]

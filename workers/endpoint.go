@@ -232,7 +232,8 @@ func (w *Endpoints) attempt(ctx context.Context, l *lane, t *telling) error {
 	if err != nil || !ok {
 		return err
 	}
-	ctx, span := telemetry.Continue(ctx, t.traceParent(), "ask endpoint")
+	of := t.delivery()
+	ctx, span := telemetry.Continue(telemetry.WithRequest(ctx, of.RequestID), of.TraceParent, "ask endpoint")
 	defer span.End()
 	began := w.Now()
 	a := w.ask(ctx, l, t)
@@ -261,7 +262,7 @@ func (w *Endpoints) record(ctx context.Context, l *lane, t *telling) error {
 	}
 	for _, status := range reports[t.state] {
 		_, err := w.Commands.ReportPlayback.Handle(ctx, commands.ReportPlayback{
-			Caller: commands.Caller{CompanyID: l.CompanyID, Environment: l.Environment, Actor: "worker:endpoints"},
+			Caller: commands.Caller{CompanyID: l.CompanyID, Environment: l.Environment, Actor: "worker:endpoints", RequestID: telemetry.RequestID(ctx)},
 			UserID: l.UserID, DeliveryID: t.deliveryID, Status: string(status), At: t.answeredAt, Reason: t.reason,
 		})
 		if fault.CodeOf(err) == fault.NotFound { // there is nobody to record it for

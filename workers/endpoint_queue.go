@@ -190,13 +190,12 @@ type telling struct {
 	answeredAt *time.Time // of what is to be recorded
 }
 
-// traceParent is the delivery's place in the trace of its send; "" if it is in none, or over.
-func (t *telling) traceParent() string {
-	var d inbox.Delivery
+// delivery is what is to be told; nothing of one that is over.
+func (t *telling) delivery() (d inbox.Delivery) {
 	if json.Unmarshal(t.payload, &d) != nil {
-		return "" // there is no payload of what is over; of one that cannot be read the message to the endpoint tells
+		return inbox.Delivery{} // of one that cannot be read the message to the endpoint tells
 	}
-	return d.TraceParent
+	return d
 }
 
 // look renews the lease and finds what there is: what an endpoint's answer came to and is not recorded, what was called off, and the first delivery of each

@@ -100,7 +100,7 @@ ORDER BY seq LIMIT $3`
 }
 
 func (w *Simulator) report(ctx context.Context, s simulated, d inbox.Delivery) {
-	ctx, span := telemetry.Continue(ctx, d.TraceParent, "simulate player")
+	ctx, span := telemetry.Continue(telemetry.WithRequest(ctx, d.RequestID), d.TraceParent, "simulate player")
 	defer span.End()
 	statuses := []delivery.Status{delivery.StatusDelivered, delivery.StatusPlaying, delivery.StatusPlayed}
 	if s.ExternalID == SimulatedFailure {
@@ -115,7 +115,7 @@ func (w *Simulator) report(ctx context.Context, s simulated, d inbox.Delivery) {
 			}
 		}
 		_, err := w.Commands.ReportPlayback.Handle(ctx, commands.ReportPlayback{
-			Caller: commands.Caller{CompanyID: s.CompanyID, Environment: event.Test, Actor: "worker:simulator"},
+			Caller: commands.Caller{CompanyID: s.CompanyID, Environment: event.Test, Actor: "worker:simulator", RequestID: d.RequestID},
 			UserID: s.UserID, DeliveryID: d.DeliveryID, Status: string(status), Reason: "simulated failure",
 		})
 		if err != nil {

@@ -124,7 +124,7 @@ func TestNothingSecretIsToldToOperators(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, store.Close())
 	s.awaits(&s.stderr, `"msg":"the projection stands still`)
-	s.awaits(&s.stderr, `"msg":"an endpoint was asked".*"outcome":"refused"`)
+	s.awaits(&s.stderr, `"msg":"an endpoint was asked".*"outcome":"refused".*"requestId":"req_.*"traceId"`)
 	s.awaits(&s.stderr, `"msg":"an endpoint was asked".*"outcome":"unreachable"`)
 	require.Eventually(t, func() bool {
 		traces.mu.Lock()

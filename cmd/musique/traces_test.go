@@ -18,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -169,6 +170,33 @@ func TestASendIsOneTrace(t *testing.T) {
 		}
 		require.Empty(t, span.GetEvents(), "no error's words are kept")
 	}
+
+	// On Kafka, public events say where they were made, and all messages where they were published.
+	brokers := s.awaits(&s.stderr, `"kafka":"([^"]+)"`)[1]
+	reader, err := kgo.NewClient(kgo.SeedBrokers(brokers), kgo.ConsumeTopics("musique.sends.v1", "musique.dispatch"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	require.NoError(t, err)
+	t.Cleanup(reader.Close)
+	made := map[string]map[string]string{}
+	for len(made) < 2 {
+		fetched := reader.PollFetches(t.Context())
+		require.NoError(t, fetched.Err())
+		fetched.EachRecord(func(r *kgo.Record) {
+			made[r.Topic] = map[string]string{}
+			for _, h := range r.Headers {
+				made[r.Topic][h.Key] = string(h.Value)
+			}
+		})
+	}
+	named := func(traceParent string) string {
+		i := slices.IndexFunc(spans, func(s *tracepb.Span) bool {
+			return "00-"+traceID+"-"+hex.EncodeToString(s.GetSpanId())+"-01" == traceParent
+		})
+		require.GreaterOrEqual(t, i, 0, traceParent)
+		return spans[i].GetName()
+	}
+	require.Equal(t, "append to send", named(made["musique.sends.v1"]["ce_traceparent"]))
+	require.Equal(t, "publish", named(made["musique.sends.v1"]["traceparent"]))
+	require.Equal(t, "dispatch", named(made["musique.dispatch"]["traceparent"]))
 
 	// A player that knows nothing of traces reports in the trace of its send all the same, by what the read model has.
 	other := partner.location("store_002")

@@ -52,6 +52,8 @@ type Delivery struct {
 	ExpiresAt  time.Time  `json:"expiresAt,omitzero"`
 	// TraceParent is the delivery's place in the trace of its send, if there is one.
 	TraceParent string `json:"traceparent,omitempty"`
+	// RequestID is that of the request that made the send.
+	RequestID string `json:"requestId,omitempty"`
 }
 
 // Last is the highest seq that was given to any item yet, gone or not; 0 if none was.
