@@ -282,7 +282,7 @@ type proofResult struct {
 	Event   *translog.Named `json:"event,omitempty"`
 }
 
-// checkProof checks a proof with nothing but the keys. A head that is given takes the place of the one in the proof, if they say the same.
+// checkProof checks a proof with nothing but the keys. A head that is given takes the place of the one in the proof: it was kept elsewhere, and that one was not.
 func checkProof(cmd *cobra.Command, out printer, file string, copies [][]byte, keys []string) error {
 	raw, err := readBounded(file)
 	if err != nil {
@@ -292,12 +292,18 @@ func checkProof(cmd *cobra.Command, out printer, file string, copies [][]byte, k
 	if err := json.Unmarshal(raw, &proof); err != nil {
 		return exitError{fmt.Errorf("%s is no proof: %w", file, err), exitTampered}
 	}
-	switch len(copies) {
-	case 0:
-	case 1:
-		proof.Head = string(copies[0])
-	default:
+	if len(copies) > 1 {
 		return errors.New("a proof leads to one head: give --head once")
+	}
+	if len(copies) == 1 {
+		given, err := translog.OpenHead(copies[0], keys)
+		if err != nil {
+			return exitError{fmt.Errorf("--head: %w", err), exitTampered}
+		}
+		if own, err := translog.OpenHead([]byte(proof.Head), keys); err == nil && own.Size != given.Size {
+			return fmt.Errorf("the proof leads to the head of %d events, and --head is of %d: make one with 'musique events prove --to %d'", own.Size, given.Size, given.Size)
+		}
+		proof.Head = string(copies[0])
 	}
 	head, from, entry, err := proof.Check(keys)
 	if err != nil {

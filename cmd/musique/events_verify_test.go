@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +41,7 @@ func TestTheHistoryIsSignedAndVerified(t *testing.T) {
 		return report, code
 	}
 	var report translog.Report
-	require.Eventually(t, func() bool {
+	covered := func() bool {
 		if _, err := os.Stat(filepath.Join(dir, "heads", "checkpoint")); err != nil {
 			return false
 		}
@@ -48,7 +49,12 @@ func TestTheHistoryIsSignedAndVerified(t *testing.T) {
 		report, code = verify(store)
 		require.Zero(t, code, "%+v", report)
 		return report.Uncovered == 0
-	}, patience, 100*time.Millisecond)
+	}
+	require.Eventually(t, covered, patience, 100*time.Millisecond)
+	older := report.Size
+	operator[companyMade](s, "company", "create", "--name", "Later")
+	require.Eventually(t, covered, patience, 100*time.Millisecond)
+	require.Greater(t, report.Size, older)
 	require.Equal(t, translog.Verified, report.Verdict)
 	require.Equal(t, report.Size, report.Proven)
 	require.Empty(t, report.Warnings)
@@ -71,6 +77,30 @@ func TestTheHistoryIsSignedAndVerified(t *testing.T) {
 	stdout, stderr, code = musique(t, "events", "verify", "--proof", proof, "--key", filepath.Join(dir, "heads.pub"))
 	require.Zero(t, code, stderr)
 	require.Contains(t, stdout, "position 1,")
+	var shown translog.Proof
+	require.NoError(t, json.Unmarshal([]byte(readFile(t, proof)), &shown))
+	head := filepath.Join(t.TempDir(), "head")
+	require.NoError(t, os.WriteFile(head, []byte(shown.Head), 0o600))
+	_, stderr, code = musique(t, "events", "verify", "--proof", proof, "--head", head, "--key", filepath.Join(dir, "heads.pub"))
+	require.Zero(t, code, stderr)
+	own, err := translog.OpenKey(filepath.Join(dir, "heads.key"))
+	require.NoError(t, err)
+	before, err := translog.HeadOf(filepath.Join(dir, "heads"), older, own.Public)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(head, before.Note, 0o600))
+	_, stderr, code = musique(t, "events", "verify", "--proof", proof, "--head", head, "--key", filepath.Join(dir, "heads.pub"))
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, fmt.Sprint("--to ", older))
+
+	// Another shows that one head goes on from another.
+	stdout, stderr, code = musique(t, "events", "prove", "--data-dir", dir, "--from", fmt.Sprint(older))
+	require.Zero(t, code, stderr)
+	between := filepath.Join(t.TempDir(), "between.json")
+	require.NoError(t, os.WriteFile(between, []byte(stdout), 0o600))
+	stdout, stderr, code = musique(t, "events", "verify", "--proof", between, "--key", filepath.Join(dir, "heads.pub"))
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, fmt.Sprintf("goes on from the head of %d events", older))
+
 	require.NoError(t, os.WriteFile(proof, []byte(strings.Replace(readFile(t, proof), `"index": 0`, `"index": 1`, 1)), 0o600))
 	_, _, code = musique(t, "events", "verify", "--proof", proof, "--key", filepath.Join(dir, "heads.pub"))
 	require.Equal(t, exitTampered, code)
