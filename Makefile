@@ -6,7 +6,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 TEST_FLAGS ?= -race -timeout 20m
 
-.PHONY: help run build player-arm64 player-armv7 player-armv6 test lint vuln bench fuzz clean
+.PHONY: help run build player-arm64 player-armv7 player-armv6 test lint vuln bench image fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ vuln: ## govulncheck, at the pinned version (asks the vulnerability database)
 
 bench: build ## the main path's figures, each beside its baseline
 	$(BIN) bench
+
+image: ## the container image musique:$(VERSION), for docker-compose.yml (needs Docker)
+	docker build --build-arg VERSION=$(VERSION) --tag musique:$(VERSION) .
 
 FUZZTIME ?= 30s
 fuzz: ## each fuzz target for FUZZTIME
