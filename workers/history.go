@@ -101,6 +101,9 @@ func (w *History) follow(ctx context.Context) (err error) {
 		if at, err = w.cover(ctx, log, at); err != nil {
 			return err
 		}
+		if awaited := log.Awaits(); awaited > 0 {
+			return fmt.Errorf("%w: a head of %d events is kept, and the store has %d", translog.ErrChanged, awaited, log.Size())
+		}
 		w.refused.Set(0)
 		head, signed, err := log.Sign(w.Now())
 		if err != nil {

@@ -105,9 +105,6 @@ func TestAChangedHistoryIsNotSigned(t *testing.T) {
 	before, err := os.ReadFile(filepath.Join(s.config.Dir, "checkpoint"))
 	require.NoError(t, err)
 
-	registry := prometheus.NewRegistry()
-	config := s.config
-	config.Registry = registry
 	restored := w.deps
 	restored.Store = commandstest.Store(t) // as of an older backup, and somebody wrote since
 	for i := range 19 {
@@ -116,15 +113,25 @@ func TestAChangedHistoryIsNotSigned(t *testing.T) {
 		})
 		require.NoError(t, err)
 	}
-	stop = commandstest.Run(t, workers.NewHistory(restored, config).Run)
-	eventually(t, func() bool {
-		families, err := registry.Gather()
-		require.NoError(t, err)
-		return slices.ContainsFunc(families, func(f *dto.MetricFamily) bool {
-			return f.GetName() == "musique_history_changed" && f.GetMetric()[0].GetGauge().GetValue() == 1
+	refuses := func(config workers.HistoryConfig) {
+		registry := prometheus.NewRegistry()
+		config.Registry = registry
+		stop := commandstest.Run(t, workers.NewHistory(restored, config).Run)
+		defer stop()
+		eventually(t, func() bool {
+			families, err := registry.Gather()
+			require.NoError(t, err)
+			return slices.ContainsFunc(families, func(f *dto.MetricFamily) bool {
+				return f.GetName() == "musique_history_changed" && f.GetMetric()[0].GetGauge().GetValue() == 1
+			})
 		})
-	})
-	stop()
+	}
+	refuses(s.config)
+	onlyHeads := s.config // all else is lost
+	onlyHeads.Dir = filepath.Join(t.TempDir(), "heads")
+	require.NoError(t, os.MkdirAll(onlyHeads.Dir, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(onlyHeads.Dir, "checkpoint"), before, 0o600))
+	refuses(onlyHeads)
 	after, err := os.ReadFile(filepath.Join(s.config.Dir, "checkpoint"))
 	require.NoError(t, err)
 	require.Equal(t, string(before), string(after))

@@ -457,5 +457,13 @@ func (l *Log) keep(head Head, now time.Time) error {
 	return errors.Join(writeFile(filepath.Join(l.dir, checkpointFile), head.Note), syncFolder(l.dir))
 }
 
+// Awaits is the largest size that a head is kept of and the tree has yet to come to; zero where there is none.
+func (l *Log) Awaits() (size uint64) {
+	for kept := range l.kept {
+		size = max(size, kept)
+	}
+	return size
+}
+
 // At is where the next events are read from: the newest event of the tree, which is read once more.
 func (l *Log) At() event.Position { return l.last.Position }
