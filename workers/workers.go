@@ -1,5 +1,5 @@
-// Package workers holds what reacts to events: dispatch by Kafka, delivery into the players' inboxes, the scheduler, expiry, cancellation, cleanup and the
-// sandbox's simulated players.
+// Package workers holds what reacts to events: dispatch by Kafka, delivery into the players' inboxes, the scheduler, expiry, cancellation, cleanup, the
+// signing of the history and the sandbox's simulated players.
 //
 // Each worker is safe to run in any number of processes. Followers of the event store, and the workers that look at the clock, are active in one of them
 // at a time and on standby in the others; delivery shares the dispatch topic's partitions.
