@@ -13,6 +13,7 @@ import (
 	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 const (
@@ -81,9 +82,13 @@ func (t *tools) waitFor(ctx context.Context, position event.Position, projection
 	if position.IsZero() {
 		return nil
 	}
+	ctx, span := telemetry.Start(ctx, "wait for read models")
+	defer span.End()
 	ctx, cancel := context.WithTimeout(ctx, waitLimit)
 	defer cancel()
-	return t.Reads.WaitFor(ctx, position, projections...)
+	err := t.Reads.WaitFor(ctx, position, projections...)
+	telemetry.Failed(span, err)
+	return err
 }
 
 // mustHold is settle for what has to hold everywhere before the answer, which is outcome then: also the answer that it was done before, since who

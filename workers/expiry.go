@@ -11,6 +11,7 @@ import (
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/telemetry"
 )
 
 const (
@@ -40,12 +41,15 @@ type overdue struct {
 	AudioID     string
 	Overdue     bool
 	Reason      string // why the last attempt at the location's endpoint failed
+	RequestID   string // of the request that made the send
+	TraceParent string
 }
 
 func (w *Expiry) expire(ctx context.Context) (time.Duration, error) {
 	// What an endpoint's answer has ended already is left to those who record that. The limit is a constant, by which the statement is planned for a few.
 	query := `
-SELECT i.company_id, i.environment, i.user_id, i.external_id, i.delivery_id, i.payload->>'audioId', i.overdue, coalesce(a.reason, '')
+SELECT i.company_id, i.environment, i.user_id, i.external_id, i.delivery_id, i.payload->>'audioId', i.overdue, coalesce(a.reason, ''),
+	coalesce(i.payload->>'requestId', ''), coalesce(i.payload->>'traceparent', '')
 FROM workers.inbox i LEFT JOIN workers.endpoint_attempt a ON a.delivery_id = i.delivery_id AND a.kind = 'deliver'
 WHERE i.expires_at <= $1 AND i.kind = 'deliver' AND coalesce(a.state NOT IN ('played', 'failed') OR a.recorded, true)
 ORDER BY i.expires_at LIMIT ` + strconv.Itoa(expiryBatch)
@@ -67,8 +71,10 @@ ORDER BY i.expires_at LIMIT ` + strconv.Itoa(expiryBatch)
 			continue
 		}
 		group.Go(func() error {
-			return w.Commands.ExpireDelivery.Handle(groupCtx, commands.ExpireDelivery{
-				Caller: commands.Caller{CompanyID: o.CompanyID, Environment: o.Environment, Actor: "worker:expiry"},
+			ctx, span := telemetry.Continue(telemetry.WithRequest(groupCtx, o.RequestID), o.TraceParent, "expire delivery")
+			defer span.End()
+			return w.Commands.ExpireDelivery.Handle(ctx, commands.ExpireDelivery{
+				Caller: commands.Caller{CompanyID: o.CompanyID, Environment: o.Environment, Actor: "worker:expiry", RequestID: o.RequestID},
 				Ref:    delivery.Ref{DeliveryID: o.DeliveryID, SendID: sendID, AudioID: o.AudioID, ExternalID: o.ExternalID, UserID: userID},
 				Final:  o.Overdue, Reason: o.Reason,
 			})

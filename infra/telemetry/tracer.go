@@ -23,6 +23,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel"
@@ -86,8 +88,25 @@ func Open(ctx context.Context, config Config) (*Tracer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { config.Log.Warn("traces cannot be sent, and are lost", "error", err) }))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(seldom(complainEvery, func(err error) { config.Log.Warn("traces cannot be sent, and are lost", "error", err) })))
 	return newTracer(begins, sdktrace.WithBatcher(exporter), sdktrace.WithResource(about)), nil
+}
+
+// complainEvery is how often it is told at most that spans cannot be sent: a receiver that is away is met again every few seconds.
+const complainEvery = time.Minute
+
+// seldom lets through what comes after a while of nothing.
+func seldom(pause time.Duration, say func(error)) func(error) {
+	var mu sync.Mutex
+	var said time.Time
+	return func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); now.Sub(said) >= pause {
+			said = now
+			say(err)
+		}
+	}
 }
 
 // NewTracer makes a tracer that records everything, with a processor of the caller's.
