@@ -73,12 +73,13 @@ func (w *Delivery) take(ctx context.Context, group []*message.Message) {
 	}
 	for _, msg := range group {
 		if err != nil {
-			w.Metrics.refusedMessage()
 			if neverDelivered(err) && w.setAside(work, msg, err) == nil {
+				w.Metrics.setAsideMessage()
 				w.Log.Error("a message of the dispatch topic can never be delivered; it is set aside", "message", msg.UUID, "topic", DeadLetterTopic, "error", err)
 				msg.Ack()
 				continue
 			}
+			w.Metrics.refusedMessage()
 			w.Log.Error("a message of the dispatch topic cannot be delivered; it comes again", "message", msg.UUID, "error", err)
 			msg.Nack()
 			continue

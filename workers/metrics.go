@@ -16,6 +16,7 @@ type Metrics struct {
 	kafka     *prometheus.CounterVec
 	delivered prometheus.Counter
 	refused   prometheus.Counter
+	aside     prometheus.Counter
 }
 
 // The workers that are active in one process at a time, by the names that their locks have.
@@ -42,6 +43,9 @@ func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "musique_delivery_refused_messages_total", Help: "Messages of the dispatch topic that could not be delivered and come again.",
 		}),
+		aside: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "musique_delivery_set_aside_messages_total", Help: "Messages of the dispatch topic that can never be delivered, and were put on a topic of their own.",
+		}),
 	}
 	for _, name := range leads {
 		m.leading.WithLabelValues(name)
@@ -53,7 +57,7 @@ func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 	for _, worker := range []string{"publisher", "dispatch"} {
 		m.kafka.WithLabelValues(worker)
 	}
-	for _, c := range []prometheus.Collector{m.leading, m.failures, m.published, m.kafka, m.delivered, m.refused} {
+	for _, c := range []prometheus.Collector{m.leading, m.failures, m.published, m.kafka, m.delivered, m.refused, m.aside} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -97,6 +101,12 @@ func (m *Metrics) tookDispatch(err error) {
 func (m *Metrics) tookDeliveries(n int) {
 	if m != nil {
 		m.delivered.Add(float64(n))
+	}
+}
+
+func (m *Metrics) setAsideMessage() {
+	if m != nil {
+		m.aside.Inc()
 	}
 }
 

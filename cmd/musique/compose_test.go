@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -201,7 +202,7 @@ func TestTheImageIsBuiltFromEverything(t *testing.T) {
 			GoFiles, EmbedFiles []string
 		}
 		err := decoder.Decode(&p)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		require.NoError(t, err)

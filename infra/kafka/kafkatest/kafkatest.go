@@ -170,7 +170,7 @@ func start(t testing.TB, dir, address string) *Server {
 	if address == "" {
 		address = freeAddress(t)
 	}
-	s := &Server{Address: address, dir: dir, cmd: exec.Command(program(), "serve", dir, address), ended: make(chan error, 1)} //nolint:gosec // who runs the tests names it
+	s := &Server{Address: address, dir: dir, cmd: exec.Command(program(), "serve", dir, address), ended: make(chan error, 1)} //nolint:gosec,noctx // who runs the tests names it; it may outlive the test that starts it
 	var said strings.Builder
 	s.cmd.Stderr = &said
 	require.NoError(t, s.cmd.Start())
