@@ -9,6 +9,7 @@ import (
 
 	"github.com/musique/musique/commands"
 	"github.com/musique/musique/domain/fault"
+	"github.com/musique/musique/infra/telemetry"
 	"github.com/musique/musique/projections/tokens"
 )
 
@@ -88,6 +89,8 @@ func (c *call) authenticate(ctx context.Context) error {
 	if len(token) > maxTokenLength {
 		return fault.New(fault.InvalidToken, "The token is not one of ours; generate one.")
 	}
+	ctx, span := telemetry.Start(ctx, "authenticate")
+	defer span.End()
 	caller, err := c.server.authenticator.Authenticate(ctx, c.server.keys.Hashes(token))
 	c.caller = caller
 	c.windows = caller.Windows

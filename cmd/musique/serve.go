@@ -379,12 +379,6 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 	if err := os.MkdirAll(config.dataDir, 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	parts, err := openParts(ctx, config, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, parts.close()) }()
-
 	tracer, err := telemetry.Open(ctx, telemetry.Config{Endpoint: config.tracesEndpoint, Sample: config.tracesSample, Version: version, Roles: config.roles, Log: log})
 	if err != nil {
 		return err
@@ -396,6 +390,12 @@ func serve(ctx context.Context, config serveConfig, log *slog.Logger) (err error
 			log.Warn("the last traces could not be sent", "error", err)
 		}
 	}()
+	parts, err := openParts(ctx, config, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, parts.close()) }()
+
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
