@@ -157,7 +157,7 @@ func (w *Dispatch) handle(ctx context.Context, _ *pgx.Batch, events []event.Reco
 	// All in one call: the messages travel together, and the brokers sync once for them.
 	err = w.publisher.Publish(DispatchTopic, messages...)
 	if w.Metrics.tookDispatch(err); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errBeginAgain, err)
 	}
 	last := events[len(events)-1]
 	w.ahead.stream, w.ahead.revision = last.Stream, last.Revision

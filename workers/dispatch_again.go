@@ -16,11 +16,15 @@ import (
 const surelyRemembered = keepClosed - 24*time.Hour
 
 // begin is what comes before the checkpoint is read. If the topic is another one than the checkpoint speaks of, Kafka was lost with all that was in no inbox
-// yet: everything is dispatched again, of which those that have it already take nothing.
+// yet: everything is dispatched again, of which those that have it already take nothing. Whatever Kafka does not take has this come again, so a topic that is lost
+// while an instance runs is made and filled, too.
 func (w *Dispatch) begin(ctx context.Context) error {
 	w.ahead.stream, w.ahead.revision = "", 0
 	clear(w.open)
 	w.gathered = 0
+	if err := kafka.EnsureTopics(ctx, w.Brokers, kafka.Topic{Name: DispatchTopic, Partitions: DispatchPartitions}); err != nil {
+		return err
+	}
 	id, err := kafka.TopicID(ctx, w.Brokers, DispatchTopic)
 	if err != nil {
 		return err

@@ -53,6 +53,32 @@ func TestALostDispatchTopicIsFilledAgain(t *testing.T) {
 	}
 }
 
+// The topic can be lost while it is written to and read.
+func TestADispatchTopicThatIsLostAtWork(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.Partner(t)
+	ids := names("store", 5)
+	p.Import(t, ids...)
+	audioID := p.Upload(t, p.Caller())
+	w.start(t, dispatch)
+	heard := w.listen(t)
+	first := p.Send(t, audioID, ids...)
+	eventually(t, func() bool { _, to := heard.of(first.ID); return to == 5 })
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.deps.Brokers...))
+	require.NoError(t, err)
+	defer client.Close()
+	deleted, err := kadm.NewClient(client).DeleteTopics(t.Context(), workers.DispatchTopic)
+	require.NoError(t, errors.Join(err, deleted.Error()))
+	second := p.Send(t, audioID, ids...)
+	w.start(t, delivering)
+	for i, s := range first.Sent {
+		there := at(p, event.Live, s.UserID)
+		eventually(t, func() bool { return len(w.open(t, there)) == 2 })
+		require.Equal(t, []string{s.DeliveryID, second.Sent[i].DeliveryID}, w.open(t, there))
+	}
+}
+
 // When everything is dispatched again, what ended so long ago that the inboxes forgot it is not: its player would play it again.
 func TestWhatEndedLongAgoIsNotDispatchedAgain(t *testing.T) {
 	t.Parallel()

@@ -87,6 +87,9 @@ var followedTypes = map[string][]string{
 	},
 }
 
+// errBeginAgain is a failure after which a follower has to find out anew where it is.
+var errBeginAgain = errors.New("begin again")
+
 // follower does something for each event of some types, once in effect: what it writes and how far it came are one transaction.
 type follower struct {
 	Deps
@@ -123,7 +126,7 @@ func (f follower) run(ctx context.Context) error {
 		for msg := range pages {
 			page := eventstore.PageOf(msg)
 			if err := f.apply(ctx, at, page); err != nil {
-				if moved, ok := errors.AsType[*pgconn.PgError](err); ok && moved.Code == checkpointMoved {
+				if moved, ok := errors.AsType[*pgconn.PgError](err); (ok && moved.Code == checkpointMoved) || errors.Is(err, errBeginAgain) {
 					return err // it begins again from where the checkpoint is
 				}
 				if ctx.Err() == nil {
