@@ -83,6 +83,18 @@ func recorded(entries []entry) []event.Recorded {
 	return events
 }
 
+// streamOf is a stream for an event of a history: that of its send, of which the first event begins it, or any.
+func streamOf(i int, e event.Recorded) string {
+	var p struct{ SendID, DeliveryID string }
+	if err := json.Unmarshal(e.Data, &p); err != nil {
+		panic(err)
+	}
+	if p.SendID != "" && (p.DeliveryID == "" || e.Type == send.AudioSent{}.EventType()) {
+		return send.Stream(p.SendID)
+	}
+	return fmt.Sprint("any-", i%7)
+}
+
 func (w *world) add(p event.Payload) {
 	w.entries = append(w.entries, entry{p, worldCompanies[0], event.Live})
 }

@@ -78,7 +78,7 @@ func TestARebuildGivesTheRowsOfTheVersionThatServes(t *testing.T) {
 	}).Example(7)
 	appended := func(events []event.Recorded) (last event.Position) {
 		for i, e := range events {
-			last = add(t, store, fmt.Sprint("any-", i%7), raw{e.Type, e.Data})
+			last = add(t, store, streamOf(i, e), raw{e.Type, e.Data})
 		}
 		return last
 	}

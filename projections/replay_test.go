@@ -71,7 +71,7 @@ func TestAReplayShowsWhatWasShownThen(t *testing.T) {
 		return recorded(w.entries)
 	}).Example(3)
 	for i, e := range events {
-		add(t, store, fmt.Sprint("any-", i%7), raw{e.Type, e.Data})
+		add(t, store, streamOf(i, e), raw{e.Type, e.Data})
 		if (i+1)%(len(events)/4) != 0 {
 			continue
 		}

@@ -124,7 +124,7 @@ func TestAReplayGivesTheSameRows(t *testing.T) {
 	var last event.Position
 	for i, e := range longHistory(t) {
 		decoded := raw{e.Type, e.Data}
-		last = add(t, store, fmt.Sprint("any-", i%7), decoded)
+		last = add(t, store, streamOf(i, e), decoded)
 	}
 	add(t, store, "end", raw{company.Suspended{}.EventType(), []byte(`{"companyId": "none"}`)})
 	for _, p := range All() {
