@@ -91,7 +91,7 @@ func replayCommand(cmd *cobra.Command, settings []setting, run func(cmd *cobra.C
 			return err
 		}
 		defer serving.Close()
-		return noDatabase(run(cmd, serving, printer{*output}))
+		return interrupted(cmd.Context(), noDatabase(run(cmd, serving, printer{*output})))
 	}
 	return cmd
 }

@@ -62,7 +62,7 @@ func TestAnAuditorSeesWhatPartnersSawThen(t *testing.T) {
 	want[object](partner.call(http.MethodDelete, "/locations/store_003", nil), http.StatusOK)
 	s.signIn(t, made.CompanyToken, "other")
 	now := map[string]any{}
-	for _, path := range paths {
+	for _, path := range []string{"locations?tag=north", "tokens", "audio"} { // what no worker changes meanwhile
 		now[path] = timeless(t, partner.get("/"+path).body)
 	}
 
@@ -87,8 +87,11 @@ func TestAnAuditorSeesWhatPartnersSawThen(t *testing.T) {
 		got, err := audit("query", database, "--as-of", at, "--company", made.CompanyID, path)
 		require.NoError(t, err, path)
 		require.Equal(t, then[path], timeless(t, []byte(got)), path)
-		require.Equal(t, now[path], timeless(t, partner.get("/"+path).body), "what serves is as it was: %s", path)
 	}
+	for path, shown := range now {
+		require.Equal(t, shown, timeless(t, partner.get("/"+path).body), "what serves is as it was: %s", path)
+	}
+	require.NotEqual(t, then["tokens"], now["tokens"])
 	lines, err := audit("query", database, "--as-of", at, "--company", made.CompanyID, "--all", "sends/"+sent+"/deliveries?limit=1")
 	require.NoError(t, err)
 	require.Equal(t, 3, strings.Count(lines, "\n"))

@@ -247,6 +247,14 @@ func noEventStore(err error) error {
 	return err
 }
 
+// interrupted makes an error of a command that was ended before it was done. The program takes it for a failure; that the context ended alone is none.
+func interrupted(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return errors.New("interrupted before it was done")
+	}
+	return err
+}
+
 func eventsExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export",
@@ -295,7 +303,7 @@ What is written is what is stored, hashes of tokens and sealed secrets included:
 		defer store.Close() // it always returns nil
 		bound, err := store.Head(cmd.Context())
 		if err != nil {
-			return noEventStore(err)
+			return interrupted(cmd.Context(), noEventStore(err))
 		}
 		if *through != "" {
 			last, err := parsePosition("through", *through)
