@@ -85,7 +85,7 @@ func startChild(ctx context.Context, dir, its string, settings ...string) (*chil
 // kill ends the server as a loss of power would.
 func (c *child) kill() error {
 	err := c.cmd.Process.Kill()
-	<-c.ended // by a signal, which is an error
+	_ = <-c.ended // by a signal, which is an error
 	return err
 }
 

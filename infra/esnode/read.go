@@ -105,7 +105,11 @@ func (r *eventReader) at(position uint64) (*recorded, error) {
 		r.it = it
 	}
 	key := eventKey(position)
-	if there := r.it.Valid() && r.it.Next() && bytes.Equal(r.it.Key(), key); !there && !(r.it.SeekGE(key) && bytes.Equal(r.it.Key(), key)) {
+	there := r.it.Valid() && r.it.Next() && bytes.Equal(r.it.Key(), key)
+	if !there {
+		there = r.it.SeekGE(key) && bytes.Equal(r.it.Key(), key)
+	}
+	if !there {
 		return nil, fmt.Errorf("event at position %d: %w", position, cmp.Or(r.it.Error(), pebble.ErrNotFound))
 	}
 	value, err := r.it.ValueAndErr()

@@ -230,9 +230,9 @@ func (r *run) writeSends(batch *pgx.Batch) {
 	)
 	for _, s := range r.sends {
 		ids, companies, environments = append(ids, s.id), append(companies, s.metadata.CompanyID), append(environments, string(s.metadata.Environment))
-		audio, priorities, localTimes = append(audio, s.terms.AudioID), append(priorities, string(s.terms.Priority)), append(localTimes, s.localTime)
+		audio, priorities, localTimes = append(audio, s.terms.AudioID), append(priorities, s.terms.Priority), append(localTimes, s.localTime)
 		repeats, volumes, totals = append(repeats, s.terms.Repeat), append(volumes, s.terms.Volume), append(totals, s.total)
-		expiresIn, positions = append(expiresIn, int64(s.terms.ExpiresIn)), append(positions, int64(s.position.Commit))
+		expiresIn, positions = append(expiresIn, s.terms.ExpiresIn), append(positions, int64(s.position.Commit))
 		single, sealed = append(single, s.terms.Single), append(sealed, s.sealed)
 		scheduleAt, createdAt = append(scheduleAt, s.scheduleAt), append(createdAt, s.metadata.Time)
 		traceParents = append(traceParents, s.metadata.TraceParent)
