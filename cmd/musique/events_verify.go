@@ -24,8 +24,8 @@ const (
 	exitCannotTell = 69
 )
 
-// maxProofFileBytes bounds the files of proofs and heads that are read.
-const maxProofFileBytes = 1 << 20
+// maxGivenBytes bounds the files of proofs and heads that are read; it is more than a file of heads has that the server writes.
+const maxGivenBytes = 8 << 20
 
 // historySettings are what a command needs to find the signed heads of the event history.
 var historySettings = []setting{
@@ -97,7 +97,8 @@ func eventsVerify() *cobra.Command {
 With --proof it checks a proof that 'musique events prove' made instead, and needs neither the store nor the folder.
 
 Exit status: 0 nothing differs; 65 the history or what is kept of it was changed; 69 it cannot be told, because the store
-is away or no head is there that one of the keys signed; 1 anything else.`,
+is away, no head is there that one of the keys signed, a file that --head names has one that none of them signed, or too
+much of the folder is lost; 1 anything else.`,
 		Example: `  musique events verify
   musique events verify --heads /mnt/copy/heads --key /mnt/copy/heads.pub --output json
   musique events verify --head checkpoint-of-last-month
@@ -139,9 +140,9 @@ func readBounded(file string) ([]byte, error) {
 		return nil, err
 	}
 	defer opened.Close()
-	raw, err := io.ReadAll(io.LimitReader(opened, maxProofFileBytes+1))
-	if err == nil && len(raw) > maxProofFileBytes {
-		err = fmt.Errorf("%s is larger than %d bytes", file, maxProofFileBytes)
+	raw, err := io.ReadAll(io.LimitReader(opened, maxGivenBytes+1))
+	if err == nil && len(raw) > maxGivenBytes {
+		err = fmt.Errorf("%s is larger than %d bytes", file, maxGivenBytes)
 	}
 	return raw, err
 }
@@ -176,7 +177,11 @@ func verifyHistory(cmd *cobra.Command, out printer, config translog.VerifyConfig
 	case translog.Verified:
 		return nil
 	case translog.CannotTell:
-		return exitError{errors.New("no head is kept that one of the keys signed, so there is nothing to compare the history with"), exitCannotTell}
+		reason := "it cannot be told whether the history is what was signed: the warnings say what is missing"
+		if report.Heads == 0 {
+			reason = "no head is kept that one of the keys signed, so there is nothing to compare the history with"
+		}
+		return exitError{errors.New(reason), exitCannotTell}
 	default:
 		return exitError{errors.New("the history is not what was signed"), exitTampered}
 	}

@@ -49,6 +49,9 @@ func readHead(signed []byte) (Head, string, error) {
 	if len(said.Hash) != sha256.Size {
 		return Head{}, "", fmt.Errorf("a head with a root of %d bytes", len(said.Hash))
 	}
+	if said.Size == 0 {
+		return Head{}, "", errors.New("a head of no events, which nobody signs: it says nothing")
+	}
 	return Head{Size: said.Size, Root: said.Hash, Note: signed}, said.Origin, nil
 }
 

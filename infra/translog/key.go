@@ -36,6 +36,9 @@ func PublicKeysFile(keyFile string) string {
 // key, the new one has the name of the old: it signs the same history.
 func OpenKey(file string) (*Key, error) {
 	public := PublicKeysFile(file)
+	if public == file {
+		return nil, fmt.Errorf("signing key of the history: %s is the name of the file of its public keys", file)
+	}
 	known, err := keyLines(public)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("public keys of the history: %w", err)

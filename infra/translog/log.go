@@ -70,7 +70,7 @@ func Open(dir string, key *Key, log *slog.Logger) (_ *Log, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, headsFolder), 0o755); err != nil { //nolint:gosec // heads and tiles are to be copied and read by others
 		return nil, fmt.Errorf("folder of the history: %w", err)
 	}
-	l := &Log{dir: dir, key: key, log: log}
+	l := &Log{dir: filepath.Clean(dir), key: key, log: log}
 	if l.lock, err = os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("folder of the history: %w", err)
 	}

@@ -357,13 +357,17 @@ func TestStreamsThatTheStoreHides(t *testing.T) {
 	f.sign(t, h.covered())
 	of := func(stream, kind, data string) eventstore.Raw {
 		at := uint64(len(h) + 1)
-		return eventstore.Raw{Position: event.Position{Commit: at, Prepare: at}, Stream: stream, Type: kind, Data: []byte(data), Recorded: began.UnixNano() / 100}
+		return eventstore.Raw{Position: event.Position{Commit: at, Prepare: at}, Stream: stream, Type: kind, ContentType: "application/json", Data: []byte(data), Recorded: began.UnixNano() / 100}
 	}
 	h = append(h, of("$$usage-co-live-2026-01-01", "$metadata", `{"$maxAge":7776000}`), of("$$send-a", "$metadata", `{"$acl":{"$r":"ops"}}`))
+	noJSON := of("$$send-snd_1", "$metadata", `{"$maxCount":1}`) // the store reads no bounds in it
+	noJSON.ContentType = "application/octet-stream"
+	h = append(h, noJSON)
 	require.Equal(t, translog.Verified, f.verify(t, h).Verdict)
 	for _, hides := range []eventstore.Raw{
 		of("$$send-snd_1", "$metadata", `{"$tb":9223372036854775807}`), of("$$send-snd_1", "$metadata", `{"$maxCount":1}`),
 		of("$$send-snd_1", "$metadata", `{"$maxAge":7776000}`), of("$$usage-co-live-2026-01-01", "$metadata", `{"$maxAge":60}`), of("send-snd_1", "$streamDeleted", ``),
+		of("$$send-snd_1", "Renamed", `{"$maxCount":1}`), // the store does not look at the type
 	} {
 		report := f.verify(t, append(h[:len(h):len(h)], hides))
 		require.Equal(t, translog.Tampered, report.Verdict, "%s", hides.Data)
@@ -498,4 +502,79 @@ func TestProofs(t *testing.T) {
 			require.Equal(t, index, read.Index)
 		}
 	})
+}
+
+// Whoever has the key and the folder makes both anew for a history that he changed, and loses a part of the folder so that nothing can be said of it. A head
+// that was out of his reach gives him away.
+func TestAHeadFromElsewhereGivesAwayAHistoryThatWasSignedAnew(t *testing.T) {
+	t.Parallel()
+	h := example(600)
+	before := newFolder(t, t.TempDir())
+	before.sign(t, h.covered()[:300])
+	elsewhere, err := os.ReadFile(filepath.Join(before.dir, "checkpoint"))
+	require.NoError(t, err)
+	h[7].Data = []byte(`{"n":-1}`)
+	anew := folder{filepath.Join(t.TempDir(), "heads"), before.key}
+	anew.sign(t, h.covered())
+	for _, lost := range []string{translog.TilePath(0, 0, 256), translog.TilePath(translog.EntriesLevel, 0, 256)} {
+		require.NoError(t, os.Remove(filepath.Join(anew.dir, lost)))
+	}
+	require.Equal(t, translog.Verified, anew.verify(t, h).Verdict)
+	report := anew.verify(t, h, elsewhere)
+	require.Equal(t, translog.Tampered, report.Verdict, "%+v", report)
+	require.Len(t, report.Evidence, 1)
+	require.Contains(t, report.Evidence[0], "the head of 300 events")
+}
+
+// Who asks whether the history is that of a head is not told yes when the head could not be believed.
+func TestAGivenHeadThatCannotBeBelievedVerifiesNothing(t *testing.T) {
+	t.Parallel()
+	h := example(10)
+	f := newFolder(t, t.TempDir())
+	f.sign(t, h.covered())
+	head, err := os.ReadFile(filepath.Join(f.dir, "checkpoint"))
+	require.NoError(t, err)
+	require.Equal(t, translog.Verified, f.verify(t, h, head).Verdict)
+	another := newFolder(t, t.TempDir()) // somebody made another key, and forgets the old one
+	another.sign(t, h.covered())
+	for name, given := range map[string][]byte{
+		"by another key": head, "nothing": nil, "torn": head[:len(head)-9], "mailed": bytes.ReplaceAll(head, []byte("\n"), []byte("\r\n")),
+	} {
+		report := another.verify(t, h, given)
+		require.Equal(t, translog.CannotTell, report.Verdict, name)
+		require.NotEmpty(t, report.Warnings, name)
+	}
+}
+
+// A folder is the same however its name is written.
+func TestTheNameOfAFolder(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t, t.TempDir())
+	f.dir = filepath.Dir(f.dir) + "/./heads/"
+	f.sign(t, example(300).covered())
+	require.Equal(t, translog.Verified, f.verify(t, example(300)).Verdict)
+}
+
+// The signing key is not written over by its public key.
+func TestTheNameOfTheKey(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "heads.pub")
+	_, err := translog.OpenKey(file)
+	require.ErrorContains(t, err, "public keys")
+	require.NoFileExists(t, file)
+}
+
+// A head of no events would agree with everything.
+func TestAHeadOfNoEventsIsNone(t *testing.T) {
+	t.Parallel()
+	signed, err := os.ReadFile(filepath.Join("testdata", "format.json"))
+	require.NoError(t, err)
+	var pinned struct{ Checkpoint string }
+	require.NoError(t, json.Unmarshal(signed, &pinned))
+	lines := strings.SplitN(pinned.Checkpoint, "\n", 3)
+	_, _, err = translog.ReadHead([]byte(pinned.Checkpoint))
+	require.NoError(t, err)
+	lines[1] = "0"
+	_, _, err = translog.ReadHead([]byte(strings.Join(lines, "\n")))
+	require.ErrorContains(t, err, "no events")
 }

@@ -117,6 +117,8 @@ type Heads struct {
 	Evidence []string
 	Warnings []string
 	Read     int
+	// Unread says that a text that was given has a head that none of the keys signed, or none at all: it was not compared with anything.
+	Unread bool
 }
 
 // ReadHeads reads all heads in a folder, and further texts of heads.
@@ -141,7 +143,13 @@ func ReadHeads(dir string, keys []string, copies ...[]byte) (Heads, error) {
 		h.read(filepath.Base(file), raw, known, origin)
 	}
 	for i, raw := range copies {
-		h.read(fmt.Sprintf("given head file %d", i+1), raw, known, origin)
+		name, read, evidence := fmt.Sprintf("given head file %d", i+1), h.Read, len(h.Evidence)
+		unknown := h.read(name, raw, known, origin)
+		if h.Read == read && len(h.Evidence) == evidence && !unknown {
+			h.Warnings = append(h.Warnings, name+": there is no head in it")
+			unknown = true
+		}
+		h.Unread = h.Unread || unknown
 	}
 	slices.SortStableFunc(h.Heads, func(a, b Head) int {
 		return cmp.Or(cmp.Compare(a.Size, b.Size), bytes.Compare(a.Root, b.Root))
@@ -155,15 +163,17 @@ func ReadHeads(dir string, keys []string, copies ...[]byte) (Heads, error) {
 	return h, nil
 }
 
-func (h *Heads) read(name string, raw []byte, known note.Verifiers, origin string) {
+// read takes up the heads of a text; unknown says that none of the keys signed one of them.
+func (h *Heads) read(name string, raw []byte, known note.Verifiers, origin string) (unknown bool) {
 	notes, unfinished := splitNotes(raw)
 	for i, signed := range notes {
 		head, err := openHead(signed, known, origin)
-		switch _, unknown := errors.AsType[*note.UnverifiedNoteError](err); {
+		switch _, another := errors.AsType[*note.UnverifiedNoteError](err); {
 		case err == nil:
 			h.Heads = append(h.Heads, head)
 			h.Read++
-		case unknown:
+		case another:
+			unknown = true
 			h.Warnings = append(h.Warnings, fmt.Sprintf("%s: head %d is signed by none of the given keys", name, i+1))
 		default:
 			h.Evidence = append(h.Evidence, fmt.Sprintf("%s: head %d was changed: %v", name, i+1, err))
@@ -172,6 +182,7 @@ func (h *Heads) read(name string, raw []byte, known note.Verifiers, origin strin
 	if len(unfinished) > 0 {
 		h.Warnings = append(h.Warnings, fmt.Sprintf("%s: the last %d bytes are no whole head", name, len(unfinished)))
 	}
+	return unknown
 }
 
 // Verify reads the store from its first event on and compares it with what was signed of it. An error says that it could not.
@@ -184,7 +195,7 @@ func Verify(ctx context.Context, c VerifyConfig) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	v := &verification{VerifyConfig: c, heads: heads.Heads, hidden: map[string]string{}}
+	v := &verification{VerifyConfig: c, heads: heads.Heads, unread: heads.Unread, hidden: map[string]string{}}
 	v.report = Report{
 		Origin: origin, Keys: c.Keys, Heads: heads.Read, Differences: []Difference{}, Evidence: heads.Evidence, Warnings: heads.Warnings,
 	}
@@ -201,11 +212,13 @@ func Verify(ctx context.Context, c VerifyConfig) (Report, error) {
 type verification struct {
 	VerifyConfig
 	heads  []Head
+	unread bool // a head that was given could not be believed
 	report Report
 
 	kept  *keptReader
 	store *storeReader
 	tree  *compact.Range // over the store's events, those that it may have forgotten included
+	unmet []Head         // heads that had another root when the tree had their size
 
 	missing, added []candidate
 	overflow       uint64
@@ -233,7 +246,7 @@ func (v *verification) run(ctx context.Context) error {
 		return err
 	}
 	v.kept = &keptReader{dir: v.Dir, size: v.report.Size, hashesFirst: trusted == hashesTrusted}
-	v.store = &storeReader{source: v.Source, system: v.system}
+	v.store = &storeReader{source: v.Source, each: v.looksFor}
 	v.tree = ranges.NewEmptyRange(0)
 	if err := v.compare(ctx); err != nil {
 		return err
@@ -487,6 +500,8 @@ func (v *verification) grow(hash []byte) error {
 	for ; at < len(v.heads) && v.heads[at].Size == v.tree.End(); at++ {
 		if bytes.Equal(root, v.heads[at].Root) {
 			v.report.Proven = v.tree.End() // a root that is met proves all before it
+		} else {
+			v.unmet = append(v.unmet, v.heads[at])
 		}
 	}
 	return nil
@@ -577,6 +592,11 @@ func (v *verification) conclude(trusted int) {
 		}
 	}
 	v.concludeShifted()
+	for _, head := range v.unmet {
+		if head.Size < v.report.Proven { // whoever has the key signed another history
+			v.report.Evidence = append(v.report.Evidence, fmt.Sprintf("the head of %d events is of another history than the head of %d events, which the store agrees with", head.Size, v.report.Proven))
+		}
+	}
 	// What a root proves is proven, whatever was done to the entries that it was compared with.
 	v.changed = slices.DeleteFunc(v.changed, func(l located) bool { return l.index < v.report.Proven })
 	slices.SortStableFunc(v.changed, func(a, b located) int { return cmp.Compare(a.index, b.index) })
@@ -606,7 +626,7 @@ func (v *verification) conclude(trusted int) {
 	switch {
 	case len(v.report.Differences) > 0 || len(v.report.Evidence) > 0:
 		v.report.Verdict = Tampered
-	case len(v.heads) == 0 || v.unknown:
+	case len(v.heads) == 0 || v.unknown || v.unread:
 		v.report.Verdict = CannotTell
 	default:
 		v.report.Verdict = Verified
@@ -641,18 +661,22 @@ func (v *verification) concludeShifted() {
 	})
 }
 
-// system looks at the store's own events: nothing of the product has the store leave out events, but for those that it may forget.
-func (v *verification) system(e eventstore.Raw) {
+// looksFor looks for what has the store leave out events: nothing of the product does, but for those that it may forget. The newest event of a stream's
+// metadata counts, whatever its type is.
+func (v *verification) looksFor(e eventstore.Raw) {
 	switch stream, of := strings.CutPrefix(e.Stream, "$$"); {
 	case e.Type == "$streamDeleted":
 		v.hidden[e.Stream] = "it was deleted for good"
-	case of && e.Type == "$metadata":
+	case of:
 		delete(v.hidden, stream)
-		if reason := v.hides(stream, e.Data); reason != "" {
+		if reason := v.hides(stream, e.Data); reason != "" && e.ContentType == jsonType {
 			v.hidden[stream] = reason
 		}
 	}
 }
+
+// jsonType is the content type that the store reads metadata of; of another it bounds nothing.
+const jsonType = "application/json"
 
 func (v *verification) hides(stream string, raw []byte) string {
 	if strings.HasPrefix(stream, "$") {
@@ -806,7 +830,7 @@ type storedEvent struct {
 // storeReader reads the store page by page.
 type storeReader struct {
 	source Source
-	system func(eventstore.Raw)
+	each   func(eventstore.Raw) // is told of all events, the store's own included
 
 	at     event.Position
 	events []storedEvent
@@ -827,8 +851,7 @@ func (r *storeReader) peek(ctx context.Context, i int) (storedEvent, bool, error
 		}
 		for _, e := range page {
 			r.at = e.Position
-			if e.OfTheStore() {
-				r.system(e)
+			if r.each(e); e.OfTheStore() {
 				continue
 			}
 			entry := NewEntry(e)
