@@ -68,17 +68,20 @@ func history(t *rapid.T) []event.Recorded {
 
 // recorded gives entries their places in a store.
 func recorded(entries []entry) []event.Recorded {
-	events := make([]event.Recorded, len(entries))
+	events, revisions := make([]event.Recorded, len(entries)), map[string]uint64{}
 	for i, e := range entries {
 		data, err := json.Marshal(e.payload)
 		if err != nil {
 			panic(err)
 		}
 		events[i] = event.Recorded{
-			ID: uuid.NewSHA1(uuid.NameSpaceOID, fmt.Append(nil, i)), Stream: "test", Revision: uint64(i), Position: event.Position{Commit: uint64(100 + i), Prepare: uint64(100 + i)},
+			ID: uuid.NewSHA1(uuid.NameSpaceOID, fmt.Append(nil, i)), Position: event.Position{Commit: uint64(100 + i), Prepare: uint64(100 + i)},
 			Type: e.payload.EventType(), Data: data,
 			Metadata: event.Metadata{CompanyID: e.company, Environment: e.env, Time: epoch.Add(time.Duration(i) * time.Hour)},
 		}
+		stream := streamOf(i, events[i])
+		events[i].Stream, events[i].Revision = stream, revisions[stream]
+		revisions[stream]++
 	}
 	return events
 }
