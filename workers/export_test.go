@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/eventstore"
+	"github.com/musique/musique/infra/translog"
 )
 
 // These are for the tests to reckon with.
@@ -55,4 +57,14 @@ func CleanOnce(ctx context.Context, d Deps) error {
 func SweepOnce(ctx context.Context, d Deps) error {
 	_, err := NewCleanup(d).sweep(ctx)
 	return err
+}
+
+// Cover takes in what is new in the store, again and again: each time from where it came to.
+func Cover(d Deps, log *translog.Log) func(context.Context, *eventstore.Store) error {
+	var at newest
+	return func(ctx context.Context, store *eventstore.Store) (err error) {
+		d.Store = store
+		at, err = NewHistory(d, HistoryConfig{}).cover(ctx, log, at)
+		return err
+	}
 }

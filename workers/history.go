@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/musique/musique/commands"
@@ -60,6 +61,7 @@ func NewHistory(d Deps, config HistoryConfig) *History {
 // Run covers the history until ctx ends.
 func (w *History) Run(ctx context.Context) error {
 	return w.lead(ctx, "history", func(ctx context.Context) error {
+		defer w.refused.Set(0) // whoever leads next tells
 		for {
 			err := w.follow(ctx)
 			w.covered.Set(0)
@@ -96,7 +98,8 @@ func (w *History) follow(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 	w.Log.Info("the event history is signed", "key", key.Public[len(key.Public)-1], "folder", w.config.Dir, "events", log.Size())
-	at := log.At()
+	last, _ := log.Last()
+	at := newest{last.Position, last.ID}
 	for {
 		if at, err = w.cover(ctx, log, at); err != nil {
 			return err
@@ -121,20 +124,39 @@ func (w *History) follow(ctx context.Context) (err error) {
 	}
 }
 
-// cover takes in what is in the store after a position, and gives the position of the newest. It reads what stands at the position once more: where that is
-// the newest event of the tree, it must still be so.
-func (w *History) cover(ctx context.Context, log *translog.Log, at event.Position) (event.Position, error) {
-	for {
-		events, done, err := w.Store.History(ctx, at, historyPage)
+// newest is an event up to which the store was read; it may be one of the store's own.
+type newest struct {
+	position event.Position
+	id       uuid.UUID
+}
+
+// cover takes in what is in the store after an event, and gives the newest. The newest event of the tree is read once more, and must still be as
+// it was.
+func (w *History) cover(ctx context.Context, log *translog.Log, at newest) (newest, error) {
+	if last, _ := log.Last(); at.position != last.Position { // it has come further, over the store's own
+		events, _, err := w.Store.History(ctx, at.position, 1)
 		if err != nil {
 			return at, err
 		}
-		if last, ok := log.Last(); ok && at == last.Position && !w.there(last, events) {
-			return at, fmt.Errorf("%w: %d@%s, position %d, is not in the store any more as it was", translog.ErrChanged, last.Revision, last.Stream, last.Position.Commit)
+		if len(events) == 0 || (newest{events[0].Position, events[0].ID}) != at {
+			at = newest{last.Position, last.ID} // the store removed it, or was put back: other events may stand there by now
+		} else if err := w.stillThere(ctx, log); err != nil {
+			return at, err
+		}
+	}
+	for {
+		events, done, err := w.Store.History(ctx, at.position, historyPage)
+		if err != nil {
+			return at, err
+		}
+		if last, ok := log.Last(); ok && at.position == last.Position {
+			if err := w.there(last, events); err != nil {
+				return at, err
+			}
 		}
 		var entries []translog.Entry
 		for _, e := range events {
-			if at.Before(e.Position) && !e.OfTheStore() {
+			if at.position.Before(e.Position) && !e.OfTheStore() {
 				entries = append(entries, translog.NewEntry(e))
 			}
 		}
@@ -142,7 +164,8 @@ func (w *History) cover(ctx context.Context, log *translog.Log, at event.Positio
 			return at, err
 		}
 		if len(events) > 0 {
-			at = events[len(events)-1].Position
+			last := events[len(events)-1]
+			at = newest{last.Position, last.ID}
 		}
 		if done {
 			return at, nil
@@ -150,10 +173,27 @@ func (w *History) cover(ctx context.Context, log *translog.Log, at event.Positio
 	}
 }
 
-// there tells whether events begin with the newest of the tree, or the store may have forgotten that.
-func (w *History) there(last translog.Entry, events []eventstore.Raw) bool {
-	if len(events) > 0 && events[0].Position == last.Position {
-		return translog.NewEntry(events[0]) == last
+// stillThere reads the newest event of the tree once more.
+func (w *History) stillThere(ctx context.Context, log *translog.Log) error {
+	last, ok := log.Last()
+	if !ok {
+		return nil
 	}
-	return translog.Retained{Prefix: usage.StreamPrefix, Age: commands.UsageAge}.Has(last, w.Now())
+	events, _, err := w.Store.History(ctx, last.Position, 1)
+	if err != nil {
+		return err
+	}
+	return w.there(last, events)
+}
+
+// there fails where events do not begin with the newest of the tree, unless the store may have forgotten that.
+func (w *History) there(last translog.Entry, events []eventstore.Raw) error {
+	is := translog.Retained{Prefix: usage.StreamPrefix, Age: commands.UsageAge}.Has(last, w.Now())
+	if len(events) > 0 && events[0].Position == last.Position {
+		is = translog.NewEntry(events[0]) == last
+	}
+	if is {
+		return nil
+	}
+	return fmt.Errorf("%w: %d@%s, position %d, is not in the store any more as it was", translog.ErrChanged, last.Revision, last.Stream, last.Position.Commit)
 }

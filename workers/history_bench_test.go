@@ -34,7 +34,7 @@ func BenchmarkHistory(b *testing.B) {
 		require.NoError(b, err)
 		log, err := translog.Open(filepath.Join(dir, "heads"), key, slog.New(slog.DiscardHandler))
 		require.NoError(b, err)
-		for at, done := log.At(), false; !done; {
+		for at, done := (event.Position{}), false; !done; {
 			var read []eventstore.Raw
 			read, done, err = store.History(b.Context(), at, page)
 			require.NoError(b, err)

@@ -20,6 +20,7 @@ import (
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/usage"
+	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/translog"
 	"github.com/musique/musique/workers"
@@ -142,4 +143,55 @@ func TestAChangedHistoryIsNotSigned(t *testing.T) {
 	w.change(t, 1)
 	commandstest.Run(t, workers.NewHistory(w.deps, s.config).Run)
 	s.covers(t, w.Store, 21)
+}
+
+// A store is put back to a backup while the history is covered, when the newest that was read there is an event of the store's own. What was recorded since is
+// covered from where the backup ends, and a backup that lacks what is covered is told of.
+func TestAStoreThatIsPutBackWhileItsHistoryIsCovered(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	open := func(name string) (*esnode.Node, *eventstore.Store) {
+		node, err := esnode.Start(esnode.Options{Dir: filepath.Join(dir, name), Listen: "127.0.0.1:0", Log: commandstest.Quiet})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, node.Close()) })
+		store, err := eventstore.Open(node.ConnectionString(), commandstest.Quiet)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, store.Close()) })
+		return node, store
+	}
+	record := func(store *eventstore.Store, events int) {
+		for range events {
+			_, err := store.Append(t.Context(), "company-test", eventstore.Any, event.Proposed{
+				ID: uuid.New(), Payload: company.PlanChanged{CompanyID: "test", Plan: "plus"}, Metadata: event.Metadata{Time: time.Now()},
+			})
+			require.NoError(t, err)
+		}
+	}
+	node, store := open("now")
+	record(store, 3)
+	require.NoError(t, node.Checkpoint(filepath.Join(dir, "older")))
+	record(store, 2)
+	require.NoError(t, node.Checkpoint(filepath.Join(dir, "newer")))
+	require.NoError(t, store.LimitAge(t.Context(), "usage-co-live-2026-03-01", commands.UsageAge))
+
+	key, err := translog.OpenKey(filepath.Join(dir, "heads.key"))
+	require.NoError(t, err)
+	log, err := translog.Open(filepath.Join(dir, "heads"), key, commandstest.Quiet)
+	require.NoError(t, err)
+	defer log.Close()
+	cover := workers.Cover(workers.Deps{Now: time.Now, Log: commandstest.Quiet}, log)
+	for range 2 {
+		require.NoError(t, cover(t.Context(), store))
+		require.Equal(t, uint64(5), log.Size())
+	}
+	_, newer := open("newer")
+	record(newer, 3)
+	require.NoError(t, cover(t.Context(), newer))
+	require.Equal(t, uint64(8), log.Size(), "none was passed over")
+
+	require.NoError(t, newer.LimitAge(t.Context(), "usage-co-live-2026-03-01", commands.UsageAge))
+	require.NoError(t, cover(t.Context(), newer))
+	_, older := open("older")
+	record(older, 9)
+	require.ErrorIs(t, cover(t.Context(), older), translog.ErrChanged)
 }

@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"github.com/transparency-dev/merkle/compact"
-
-	"github.com/musique/musique/domain/event"
 )
 
 var (
@@ -464,6 +462,3 @@ func (l *Log) Awaits() (size uint64) {
 	}
 	return size
 }
-
-// At is where the next events are read from: the newest event of the tree, which is read once more.
-func (l *Log) At() event.Position { return l.last.Position }
