@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -11,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
+
+	httpapi "github.com/musique/musique/http"
 )
 
 // A server that was killed before is copied while it works, and another one is started on the copy alone: what was answered before the backup began is there, and
@@ -107,6 +111,79 @@ func TestABackupOfARunningServer(t *testing.T) {
 	}
 	c.check(shops)
 	restored.terminate()
+}
+
+// Audio may lie on another disk, a backup may not lie in what it is of, and what one is copied from is whole for as long as it is there.
+func TestWhereBackupsAreMade(t *testing.T) {
+	t.Parallel()
+	dir, disk, saved := filepath.Join(t.TempDir(), "data"), t.TempDir(), filepath.Join(t.TempDir(), "saved")
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "kept"), 0o700))
+	require.NoError(t, os.Symlink(disk, filepath.Join(dir, "blobs")))
+	s := serveOn(t, dir)
+	partner := s.signIn(t, operator[companyMade](s, "company", "create", "--name", "Acme").CompanyToken, "hq")
+	partner.upload("Brief", aSecond())
+	begun := func() string {
+		resp, err := http.Post("http://"+s.ops+"/ops/backup", "", nil) //nolint:noctx // it is over at once
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		var made struct{ Data httpapi.BackupParts }
+		require.NoError(t, json.NewDecoder(resp.Body).Decode(&made))
+		require.DirExists(t, made.Data.Events)
+		return made.Data.Events
+	}
+	first := begun()
+	second := begun()
+	require.NoDirExists(t, first, "whoever still copies it learns that it is not whole")
+	require.DirExists(t, second)
+
+	for _, within := range []string{dir + "/saved", dir + "/kept/saved", dir + "/kept/../saved/"} {
+		_, stderr, code := musique(t, "backup", "--to", within, "--ops-addr", s.ops)
+		require.Equal(t, 1, code, within)
+		require.Contains(t, stderr, "is in the data folder itself")
+	}
+	stdout, stderr, code := musique(t, "backup", "--to", saved+"/", "--ops-addr", s.ops)
+	require.Zero(t, code, "%s%s", stdout, stderr)
+	require.NoDirExists(t, filepath.Join(dir, "events.backup"))
+	files := func(folder string) (all []string) {
+		require.NoError(t, filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
+			if err == nil && !entry.IsDir() {
+				name, _ := filepath.Rel(folder, path)
+				all = append(all, name)
+			}
+			return err
+		}))
+		return all
+	}
+	require.NotEmpty(t, files(disk))
+	require.Equal(t, files(disk), files(filepath.Join(saved, "blobs")))
+	s.terminate()
+	require.NoError(t, filepath.WalkDir(saved, func(path string, entry os.DirEntry, err error) error {
+		if err == nil {
+			about, _ := entry.Info()
+			require.Zero(t, about.Mode().Perm()&0o077, "%s is its owner's alone", path)
+		}
+		return err
+	}))
+}
+
+// A request to the ops address has its time, and not all that a command does: to copy much audio takes longer.
+func TestOpsCommandsTakeTheirTime(t *testing.T) {
+	t.Parallel()
+	ran := false
+	cmd := opsCommand(&cobra.Command{}, func(ctx context.Context, _ opsClient) error {
+		_, bounded := ctx.Deadline()
+		require.False(t, bounded)
+		ran = true
+		return nil
+	})
+	cmd.SetArgs(nil)
+	require.NoError(t, cmd.ExecuteContext(t.Context()))
+	require.True(t, ran)
+	ctx, end := context.WithCancel(t.Context())
+	end()
+	from := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(from, "file"), nil, 0o600))
+	require.ErrorContains(t, copyNew(ctx, from, filepath.Join(t.TempDir(), "to")), "interrupted")
 }
 
 // What is in the folders of Kafka and PostgreSQL is made anew of the events when they are lost: reads, tokens, and what players are still to be told, but nothing that

@@ -166,9 +166,7 @@ func opsCommand(cmd *cobra.Command, run func(context.Context, opsClient) error) 
 		}
 		address, _ := cmd.Flags().GetString("ops-addr")
 		token, _ := cmd.Flags().GetString("ops-token")
-		ctx, cancel := context.WithTimeout(cmd.Context(), opsTimeout)
-		defer cancel()
-		return run(ctx, newOpsClient(address, token, *output))
+		return run(cmd.Context(), newOpsClient(address, token, *output))
 	}
 	return cmd
 }
@@ -195,6 +193,8 @@ func (c opsClient) call(ctx context.Context, method, path string, body, out any)
 		}
 		payload = bytes.NewReader(raw)
 	}
+	ctx, cancel := context.WithTimeout(ctx, opsTimeout)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, payload)
 	if err != nil {
 		return nil, fmt.Errorf("--ops-addr: %w", err)

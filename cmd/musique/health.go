@@ -23,6 +23,8 @@ answers. It needs no token, and reads the server's own settings, so in a server'
 		Args: cobra.NoArgs,
 	}
 	return opsCommand(cmd, func(ctx context.Context, ops opsClient) error {
+		ctx, cancel := context.WithTimeout(ctx, opsTimeout)
+		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, ops.base+"/readyz", http.NoBody)
 		if err != nil {
 			return fmt.Errorf("--ops-addr: %w", err)

@@ -185,9 +185,7 @@ you want when the program has changed since.`,
 
 // pauseRebuild is what Ctrl-C does.
 func pauseRebuild(ops opsClient, cmd *cobra.Command) error {
-	ctx, cancel := context.WithTimeout(context.Background(), opsTimeout)
-	defer cancel()
-	if _, err := ops.call(ctx, http.MethodPost, projectionPath(cmd, "pause-rebuild"), nil, nil); err != nil {
+	if _, err := ops.call(context.Background(), http.MethodPost, projectionPath(cmd, "pause-rebuild"), nil, nil); err != nil {
 		return fmt.Errorf("the rebuild goes on, it could not be paused: %w", err)
 	}
 	return errors.New("the rebuild is paused; the same command goes on from where it is")

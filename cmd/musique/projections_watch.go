@@ -62,9 +62,7 @@ func (w *rebuildWatch) run(ctx context.Context) (rebuilt, error) {
 	defer tick.Stop()
 	heard := time.Now()
 	for {
-		asking, cancel := context.WithTimeout(ctx, opsTimeout)
-		status, raw, err := rebuildOf(asking, w.ops, w.name)
-		cancel()
+		status, raw, err := rebuildOf(ctx, w.ops, w.name)
 		switch {
 		case err != nil && time.Since(heard) > patienceWithServer:
 			return rebuilt{}, fmt.Errorf("the server does not tell how far the rebuild is, which goes on when the server is back: %w", err)
