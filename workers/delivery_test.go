@@ -50,6 +50,7 @@ func TestWhatIsDispatchedAgainShowsOnce(t *testing.T) {
 	audioID := p.Upload(t, p.Caller())
 	heard := w.listen(t)
 	stop := w.start(t, dispatch, delivering, closer)
+	eventually(t, func() bool { return w.rows(t, "dispatch_topic") == 1 }) // of what comes from now on, the inboxes know the end
 	ended := p.Send(t, audioID, ids...)
 	lasting := p.Send(t, audioID, ids...)
 	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 20 })

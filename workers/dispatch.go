@@ -94,6 +94,9 @@ type Dispatch struct {
 	open     map[string]*openBroadcast
 	gathered int
 
+	// doubtThrough is up to which position the inboxes may not know of what has ended.
+	doubtThrough int64
+
 	mu    sync.Mutex
 	audio map[string]DispatchAudio
 }
@@ -134,13 +137,10 @@ func (w *Dispatch) handle(ctx context.Context, _ *pgx.Batch, events []event.Reco
 		if err != nil {
 			return err
 		}
+		if sent, err = w.notEnded(ctx, e, sent); err != nil {
+			return err
+		}
 		for _, one := range sent {
-			if over, err := w.endedLongAgo(ctx, e, one); err != nil || over {
-				if err != nil {
-					return err
-				}
-				continue
-			}
 			if err := w.add(ctx, buckets, e.Metadata, one); err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package workers_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -104,4 +105,38 @@ func TestWhatEndedLongAgoIsNotDispatchedAgain(t *testing.T) {
 	last := p.Send(t, audioID, "hall").Sent[0]
 	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 2 })
 	require.Equal(t, []string{open.DeliveryID, last.DeliveryID}, []string{w.inboxOf(t, p)[0].DeliveryID, w.inboxOf(t, p)[1].DeliveryID})
+}
+
+// With a database that was lost the inboxes know of no end until the closer has read it again: what had ended is not dispatched, however recent it is.
+func TestWhatHadEndedIsNotDispatchedIntoANewDatabase(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.Partner(t)
+	ids := names("store", 5)
+	p.Import(t, ids...)
+	audioID := p.Upload(t, p.Caller())
+	stop := w.start(t, dispatch, delivering, closer)
+	ended, open := p.Send(t, audioID, ids...), p.Send(t, audioID, ids...)
+	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 10 })
+	for _, s := range ended.Sent {
+		report(t, p, s, delivery.StatusPlayed)
+	}
+	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 5 })
+	stop()
+	_, err := w.Pool.Exec(t.Context(), "TRUNCATE workers.inbox, workers.inbox_closed, workers.checkpoint, workers.dispatch_topic")
+	require.NoError(t, err)
+	stop = w.start(t, dispatch, delivering) // and no closer yet
+	last := p.Send(t, audioID, ids...)
+	for i, s := range last.Sent {
+		there := at(p, event.Live, s.UserID)
+		eventually(t, func() bool { return slices.Contains(w.open(t, there), s.DeliveryID) })
+		require.Equal(t, []string{open.Sent[i].DeliveryID, s.DeliveryID}, w.open(t, there))
+	}
+	stop()
+	report(t, p, open.Sent[0], delivery.StatusPlayed)
+	w.again(t, "dispatch") // as by a process that died amid this: what it doubted is still doubted
+	_, err = w.Pool.Exec(t.Context(), "DELETE FROM workers.inbox")
+	require.NoError(t, err)
+	w.start(t, dispatch, delivering)
+	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 9 })
 }
