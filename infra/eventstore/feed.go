@@ -26,12 +26,11 @@ type feed struct {
 	maxBytes int
 	cancel   context.CancelFunc
 	over     chan struct{} // closed when it has ended
-	begun    chan struct{} // closed when start is known
+	begun    chan struct{} // closed when it is known where the feed begins
 
 	followers int // guarded by Store.mu
 
 	mu      sync.Mutex
-	start   event.Position // where the end of the store was when the feed began
 	after   event.Position // all that stands after it, up to through, is in events, but for the store's own
 	through event.Position
 	events  []event.Recorded
@@ -107,16 +106,13 @@ func (f *feed) begin(ctx context.Context) error {
 		return nil
 	default:
 	}
-	newest, err := f.store.read(ctx, func(ctx context.Context, client *esdb.Client) (*esdb.ReadStream, error) {
-		return client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Backwards, From: esdb.End{}}, 1)
-	})
+	ctx, cancel := context.WithTimeout(ctx, silenceTimeout)
+	defer cancel()
+	end, err := call(ctx, f.store.link, newest)
 	if err != nil {
 		return err
 	}
-	if len(newest) > 0 {
-		f.start = newest[0].Position
-	}
-	f.after, f.through = f.start, f.start
+	f.after, f.through = end, end
 	close(f.begun)
 	return nil
 }
@@ -147,6 +143,8 @@ func (f *feed) follow(ctx context.Context) error {
 				f.note(func() { f.through = later(f.through, through) })
 			case got.CaughtUp != nil:
 				f.note(func() { f.live = true })
+			case got.FellBehind != nil:
+				f.note(func() { f.live = false })
 			}
 		}
 	})
@@ -252,7 +250,7 @@ func (s *subscription) fromFeed(ctx context.Context, f *feed, in *intake, at eve
 		if len(from.events) == feedShare {
 			continue
 		}
-		clear(from.events) // a copy that is kept for its room keeps no event
+		clear(from.events[:cap(from.events)]) // a copy that is kept for its room keeps no event
 		select {
 		case <-from.changed:
 		case <-f.over:

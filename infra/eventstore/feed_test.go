@@ -3,17 +3,20 @@ package eventstore_test
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/EventStore/EventStore-Client-Go/v4/esdb"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
 	"github.com/musique/musique/infra/eventstore/storetest"
 )
@@ -177,4 +180,88 @@ func TestASlowFollowerFallsBehindTheFeed(t *testing.T) {
 		msg.Ack()
 	}
 	require.Equal(t, want, got)
+}
+
+// nodeOf is a node of a test's own, and a store on it.
+func nodeOf(t *testing.T) (node *esnode.Node, direct *eventstore.Store) {
+	t.Helper()
+	node, err := esnode.Start(esnode.Options{Dir: filepath.Join(t.TempDir(), "events"), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, node.Close()) })
+	direct, err = eventstore.Open(node.ConnectionString(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, direct.Close()) })
+	return node, direct
+}
+
+// The feed began on a node of a cluster that was further than the one that a follower comes to. What that node has yet to get is the follower's when it is there.
+func TestAFollowerComesToANodeThatIsBehind(t *testing.T) {
+	t.Parallel()
+	kind := newType()
+	ahead, onAhead := nodeOf(t)
+	behind, onBehind := nodeOf(t)
+	write := func(to *eventstore.Store, n int) (at event.Position, id uuid.UUID) {
+		e := proposed(kind, n)
+		at, err := to.Append(t.Context(), "noted", eventstore.Any, e)
+		require.NoError(t, err)
+		return at, e.ID
+	}
+	var end event.Position
+	for n := range 5 {
+		end, _ = write(onAhead, n)
+	}
+	var want []uuid.UUID
+	more := func(from, to int) (at event.Position) {
+		var id uuid.UUID
+		for n := from; n < to; n++ {
+			at, id = write(onBehind, n)
+			want = append(want, id)
+		}
+		return at
+	}
+	first := more(0, 2)
+
+	between := storetest.NewProxy(t, ahead.ConnectionString())
+	defer between.Close()
+	store, err := eventstore.Open(between.URL(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer store.Close()
+	began := follow(t, store, event.Position{}, eventstore.SubscriberConfig{Types: []string{kind}}, 0)
+	defer began.subscriber.Close()
+	require.Len(t, began.after(t, end), 5)
+
+	between.Lead(behind.ConnectionString())
+	live := make(chan struct{}, 10)
+	late := follow(t, store, event.Position{}, eventstore.SubscriberConfig{Types: []string{kind}, OnCaughtUp: func() { live <- struct{}{} }}, 0)
+	defer late.subscriber.Close()
+	require.Equal(t, want, late.after(t, first))
+	<-live
+	require.Equal(t, end, more(2, 5), "the nodes have the same positions")
+	require.Equal(t, want, late.after(t, end))
+}
+
+// The store's own events are nobody's, whatever stream they stand in.
+func TestTheEndOfAStreamIsNotGivenOut(t *testing.T) {
+	t.Parallel()
+	node, store := nodeOf(t)
+	store.KeepInFeed(0)
+	settings, err := esdb.ParseConnectionString(node.ConnectionString())
+	require.NoError(t, err)
+	client, err := esdb.NewClient(settings)
+	require.NoError(t, err)
+	defer client.Close()
+	var want []uuid.UUID
+	var end event.Position
+	for n, stream := range []string{"noted-1", "noted-2"} {
+		e := proposed(newType(), n)
+		end, err = store.Append(t.Context(), stream, eventstore.Any, e)
+		require.NoError(t, err)
+		if want = append(want, e.ID); n == 0 {
+			_, err = client.TombstoneStream(t.Context(), stream, esdb.TombstoneStreamOptions{ExpectedRevision: esdb.Any{}})
+			require.NoError(t, err)
+		}
+	}
+	all := follow(t, store, event.Position{}, eventstore.SubscriberConfig{SkipStreams: "usage-"}, 0)
+	defer all.subscriber.Close()
+	require.Equal(t, want, all.after(t, end))
 }

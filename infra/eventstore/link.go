@@ -356,7 +356,7 @@ func (l *link) try() error {
 	ctx, cancel := context.WithTimeout(l.ctx, probeTimeout)
 	defer cancel()
 	// The client's search for a node is bounded by its GossipTimeout, so this takes at most that longer than ctx.
-	_, err = run(ctx, c, probe)
+	_, err = run(ctx, c, newest)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err == nil {

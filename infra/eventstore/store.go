@@ -279,20 +279,26 @@ func (s *Store) HeadFor(ctx context.Context, config SubscriberConfig) (event.Pos
 func (s *Store) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	_, err := call(ctx, s.link, probe)
+	_, err := call(ctx, s.link, newest)
 	return err
 }
 
-func probe(ctx context.Context, client *esdb.Client) (struct{}, error) {
+// newest is the position of the newest event, the store's own included; zero where there is none.
+func newest(ctx context.Context, client *esdb.Client) (event.Position, error) {
 	read, err := client.ReadAll(ctx, esdb.ReadAllOptions{Direction: esdb.Backwards, From: esdb.End{}}, 1)
 	if err != nil {
-		return struct{}{}, err
+		return event.Position{}, err
 	}
 	defer read.Close()
-	if _, err = read.Recv(); errors.Is(err, io.EOF) {
-		err = nil // an empty store
+	switch found, err := read.Recv(); {
+	case errors.Is(err, io.EOF): // an empty store
+		return event.Position{}, nil
+	case err != nil:
+		return event.Position{}, err
+	default:
+		e := found.OriginalEvent()
+		return event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare}, nil
 	}
-	return struct{}{}, err
 }
 
 // read collects what a read brings. It may take readTimeout, as long as the store is not silent for silenceTimeout.

@@ -285,6 +285,18 @@ func (s *subscription) receive(ctx context.Context, in *intake) error {
 // catchUp puts what a connection of its own brings after a position into the intake, until the feed has what comes next. A connection that dies in silence
 // is found by the client's keepalive (10 s + 10 s, unless the connection string says otherwise).
 func (s *subscription) catchUp(ctx context.Context, f *feed, in *intake, at event.Position) (event.Position, error) {
+	// Where the end is now, and not where the feed began: that may have been on another node of a cluster, which was further.
+	type end struct {
+		of *esdb.Client
+		at event.Position
+	}
+	there, err := call(ctx, s.store.link, func(ctx context.Context, client *esdb.Client) (end, error) {
+		at, err := newest(ctx, client)
+		return end{client, at}, err
+	})
+	if err != nil {
+		return at, err
+	}
 	return call(ctx, s.store.link, func(ctx context.Context, client *esdb.Client) (event.Position, error) {
 		at := at // whoever called is gone when ctx ends
 		all, err := client.SubscribeToAll(ctx, s.config.options(at))
@@ -308,8 +320,12 @@ func (s *subscription) catchUp(ctx context.Context, f *feed, in *intake, at even
 			case got.CheckPointReached != nil:
 				at = event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare}
 				in.moved(at)
-			case got.CaughtUp != nil: // with all that there was when it began, and the feed had begun before
-				if at = later(at, f.start); !f.has(at) {
+			case got.CaughtUp != nil: // with all that there was when it began
+				if client == there.of && at.Before(there.at) {
+					at = there.at
+					in.moved(at)
+				}
+				if !f.has(at) {
 					in.wentLive()
 				}
 			}
@@ -332,9 +348,9 @@ func (c SubscriberConfig) sent(kind, stream string) bool {
 	return c.SkipStreams == "" || !strings.HasPrefix(stream, "$") && !strings.HasPrefix(stream, c.SkipStreams)
 }
 
-// wanted tells whether an event that the server sent is given out.
+// wanted tells whether an event that the server sent is given out. A filter by stream lets events of the store's own through, such as the end of a stream.
 func (c SubscriberConfig) wanted(kind, stream string) bool {
-	return (len(c.Types) == 0 || slices.Contains(c.Types, kind)) && (c.SkipStreams == "" || !strings.HasPrefix(stream, c.SkipStreams))
+	return !strings.HasPrefix(kind, "$") && (len(c.Types) == 0 || slices.Contains(c.Types, kind)) && (c.SkipStreams == "" || !strings.HasPrefix(stream, c.SkipStreams))
 }
 
 // options are those of a subscription to what comes after a position.

@@ -14,19 +14,19 @@ type Proxy struct {
 	listener net.Listener
 	wait     sync.WaitGroup
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
+	mu     sync.Mutex
+	target string
+	conns  map[net.Conn]struct{}
 	// mute drops what the node answers, while what it is told goes through; away takes no connection.
 	mute, away bool
 }
 
 // NewProxy listens in front of the node of a connection string, until Close.
 func NewProxy(t require.TestingT, nodeURL string) *Proxy {
-	target := strings.TrimSuffix(strings.TrimPrefix(nodeURL, "esdb://"), "?tls=false")
 	var config net.ListenConfig
 	listener, err := config.Listen(context.Background(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	p := &Proxy{listener: listener, conns: map[net.Conn]struct{}{}}
+	p := &Proxy{listener: listener, target: addressOf(nodeURL), conns: map[net.Conn]struct{}{}}
 	p.wait.Go(func() {
 		for {
 			client, err := listener.Accept()
@@ -34,7 +34,7 @@ func NewProxy(t require.TestingT, nodeURL string) *Proxy {
 				return
 			}
 			p.mu.Lock()
-			away := p.away
+			away, target := p.away, p.target
 			p.mu.Unlock()
 			if away {
 				_ = client.Close()
@@ -54,6 +54,18 @@ func NewProxy(t require.TestingT, nodeURL string) *Proxy {
 		}
 	})
 	return p
+}
+
+func addressOf(nodeURL string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(nodeURL, "esdb://"), "?tls=false")
+}
+
+// Lead breaks all connections; new ones go to another node.
+func (p *Proxy) Lead(nodeURL string) {
+	p.mu.Lock()
+	p.target = addressOf(nodeURL)
+	p.mu.Unlock()
+	p.Cut()
 }
 
 // pass copies one direction of a connection, and ends both with it.
