@@ -3,6 +3,7 @@ package workers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -73,11 +74,15 @@ func (w *Delivery) take(ctx context.Context, group []*message.Message) {
 	}
 	for _, msg := range group {
 		if err != nil {
-			if neverDelivered(err) && w.setAside(work, msg, err) == nil {
-				w.Metrics.setAsideMessage()
-				w.Log.Error("a message of the dispatch topic can never be delivered; it is set aside", "message", msg.UUID, "topic", DeadLetterTopic, "error", err)
-				msg.Ack()
-				continue
+			if neverDelivered(err) {
+				failed := w.setAside(work, msg, err)
+				if failed == nil {
+					w.Metrics.setAsideMessage()
+					w.Log.Error("a message of the dispatch topic can never be delivered; it is set aside", "message", msg.UUID, "topic", DeadLetterTopic, "error", err)
+					msg.Ack()
+					continue
+				}
+				err = errors.Join(err, failed)
 			}
 			w.Metrics.refusedMessage()
 			w.Log.Error("a message of the dispatch topic cannot be delivered; it comes again", "message", msg.UUID, "error", err)
