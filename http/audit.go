@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"strings"
 
-	"github.com/musique/musique/domain/fault"
 	"github.com/musique/musique/projections"
 	"github.com/musique/musique/projections/audit"
 )
@@ -57,7 +56,7 @@ func (s *Server) listAudit(c *call) error {
 		From: q.day("from", false), To: q.day("to", true),
 	}
 	if _, typed := q.values["resourceType"]; filter.ResourceID != "" && !typed {
-		q.failed.Add("resourceType", fault.MissingField, "Give resourceType with resourceId, such as audio or send.")
+		filter.ResourceType = audit.ResourceOf(filter.ResourceID)
 	}
 	if err := q.err(); err != nil {
 		return err

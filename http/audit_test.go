@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/musique/musique/projections/audit"
 )
 
 type shownEntry struct {
@@ -137,12 +139,15 @@ func auditTrail(t *testing.T, w *world) {
 		want(func(e shownEntry) bool { return e.Resource.ID == me }, "resourceType", "token", "resourceId", me)
 		want(func(e shownEntry) bool { return e.Resource.Type == "company" }, "resourceType", "company", "resourceId", p.companyID)
 		want(func(shownEntry) bool { return false }, "resourceType", "delivery", "resourceId", "dlv_none")
+		for _, one := range []string{sent.SendID, audio, "store_001", delivery, d.DeviceID, me, p.companyID} { // an ID alone tells what it is of
+			require.Equal(t, p.trail("resourceType", audit.ResourceOf(one), "resourceId", one), p.trail("resourceId", one))
+			require.NotEmpty(t, p.trail("resourceId", one), one)
+		}
 		from, to := all[3].Timestamp, all[6].Timestamp
 		want(func(e shownEntry) bool { return !e.Timestamp.Before(from) && e.Timestamp.Before(to) }, "from", from.Format(time.RFC3339Nano), "to", to.Format(time.RFC3339Nano))
 		want(func(shownEntry) bool { return true }, "from", from.Format(time.DateOnly), "to", time.Now().AddDate(0, 0, 1).UTC().Format(time.DateOnly))
 	})
 	t.Run("what is asked for wrongly", func(t *testing.T) {
-		refused(t, p.get("/audit?resourceId=x"), http.StatusBadRequest, "missing_field")
 		wrong := refused(t, p.get("/audit?type=BroadcastSealed&resourceType=x&from=never&limit=0&actor=&cursor=x&who=me"), http.StatusBadRequest, "out_of_range")
 		require.Len(t, failing(wrong), 7)
 		refused(t, p.as("reader", object{"permissions": []string{"logs.read"}}).get("/audit"), http.StatusForbidden, "insufficient_scope")

@@ -5,6 +5,7 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -46,6 +47,28 @@ const (
 
 // Resources lists the types of resources.
 var Resources = []string{Company, Token, Location, Device, Audio, Send, Delivery}
+
+// ResourceOf tells what an ID is of, by how it begins. External IDs of locations begin as their partner likes, so one that begins as another kind of ID
+// is taken for that.
+func ResourceOf(id string) string {
+	prefix, _, _ := strings.Cut(id, "_")
+	switch prefix {
+	case "co":
+		return Company
+	case "tok":
+		return Token
+	case "dvc":
+		return Device
+	case "aud":
+		return Audio
+	case "snd":
+		return Send
+	case "dlv":
+		return Delivery
+	default:
+		return Location
+	}
+}
 
 // Kinds lists what is shown: each change that a partner can make or see. API requests are in the usage logs.
 var Kinds = []Kind{

@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/projections/readmodel"
 )
@@ -129,10 +128,7 @@ func (f Filter) about(query *readmodel.Query) {
 	case Location:
 		query.And(`external_id = $?`, f.ResourceID)
 	case Delivery:
-		// A location has far fewer than a send has, so the location is looked for, which the deliveries tell.
-		sendID, userID, _ := delivery.ParseID(f.ResourceID)
-		query.And(`resource_type = 'delivery' AND resource_id = `+query.Arg(f.ResourceID)+
-			` AND external_id = (SELECT d.external_id FROM sends.delivery d WHERE d.send_id = `+query.Arg(sendID)+` AND d.user_id = $?)`, userID)
+		query.And(`resource_type = 'delivery' AND resource_id = $?`, f.ResourceID)
 	default:
 		query.And(`resource_type <> 'delivery' AND resource_type = `+query.Arg(f.ResourceType)+` AND resource_id = $?`, f.ResourceID)
 	}

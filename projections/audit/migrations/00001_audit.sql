@@ -25,6 +25,7 @@ CREATE INDEX entry_send ON entry (company_id, environment, send_id, occurred_at,
 CREATE INDEX entry_location ON entry (company_id, environment, external_id, occurred_at, position) WHERE external_id IS NOT NULL;
 CREATE INDEX entry_audio ON entry (company_id, environment, audio_id, occurred_at, position) WHERE audio_id IS NOT NULL AND resource_type <> 'delivery';
 CREATE INDEX entry_resource ON entry (company_id, environment, resource_type, resource_id, occurred_at, position) WHERE resource_type <> 'delivery';
+CREATE INDEX entry_delivery ON entry (company_id, environment, resource_id, occurred_at, position) WHERE resource_type = 'delivery';
 CREATE UNIQUE INDEX entry_sent ON entry (send_id, occurred_at) WHERE type = 'AudioSent';
 
 -- Large sends whose last part has not come yet. They have happened when it does, and not before.
