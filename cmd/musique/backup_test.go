@@ -123,7 +123,7 @@ func TestWhereBackupsAreMade(t *testing.T) {
 	partner := s.signIn(t, operator[companyMade](s, "company", "create", "--name", "Acme").CompanyToken, "hq")
 	partner.upload("Brief", aSecond())
 	begun := func() string {
-		resp, err := http.Post("http://"+s.ops+"/ops/backup", "", nil) //nolint:noctx // it is over at once
+		resp, err := http.Post("http://"+s.ops+"/ops/backup", "", nil)
 		require.NoError(t, err)
 		defer resp.Body.Close()
 		var made struct{ Data httpapi.BackupParts }

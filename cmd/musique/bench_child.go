@@ -85,8 +85,11 @@ func startChild(ctx context.Context, dir, its string, settings ...string) (*chil
 // kill ends the server as a loss of power would.
 func (c *child) kill() error {
 	err := c.cmd.Process.Kill()
-	_ = <-c.ended // by a signal, which is an error
-	return err
+	ended := <-c.ended
+	if _, bySignal := errors.AsType[*exec.ExitError](ended); bySignal {
+		ended = nil
+	}
+	return errors.Join(err, ended)
 }
 
 // stop ends it in order.
