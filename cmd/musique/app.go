@@ -152,6 +152,9 @@ type readyLine struct {
 // announce says that the server is ready: in one line for programs, in a banner with the first commands for people.
 func announce(config serveConfig, log *slog.Logger, at readyLine, demo *demoCompany) {
 	if config.logFormat == "json" {
+		if demo != nil { // a log is no place for its token
+			log.Info("this data folder has a demo company: 'musique company rotate-token' shows a token for it", "company", demo.companyID)
+		}
 		log.Info("ready", "http", at.HTTP, "ops", at.Ops, "eventstore", at.EventStore, "kafka", at.Kafka, "version", version)
 		return
 	}

@@ -216,11 +216,11 @@ func TestTailShowsEventsAsTheyCome(t *testing.T) {
 	}
 	stop()
 	running.Wait()
-	require.Regexp(t, `^\S+Z \d+ AudioUploaded \d+@audio-1 co_1 live tok_1\n`, live.String())
+	require.Regexp(t, `^\S+Z \d+ \w+ \d+@\S+ co_1 (live|test) tok_1\n`, live.String())
 	require.NotContains(t, live.String(), "co_0")
 	shown := exportedLines(t, early.String())
 	require.Len(t, shown, 4)
-	whole, _ := h.export(t, "--type", "TokenRevoked")
+	whole, _ := h.export(t, "--type", "TokenRevoked") // the live tail begins amid what is added
 	require.True(t, strings.HasPrefix(whole, early.String()), "as an export has them")
 }
 
@@ -235,6 +235,10 @@ func TestWhatCannotBeShownIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHistory(t)
 	last := h.add(t, 2)
+	// With the last position said, no time is one of which more is to come.
+	today, _ := h.export(t, "--until", time.Now().UTC().Format(time.DateOnly))
+	repeated, _ := h.export(t, "--until", time.Now().Add(time.Hour).Format(time.RFC3339), "--through", formatPosition(last))
+	require.Equal(t, today, repeated)
 	for want, args := range map[string][]string{
 		"is in the future":          {"export", "--until", time.Now().Add(time.Hour).Format(time.RFC3339)},
 		"later than the newest":     {"export", "--through", formatPosition(event.Position{Commit: last.Commit + 1, Prepare: last.Commit + 1})},

@@ -167,7 +167,7 @@ func patiently(ctx context.Context, log *slog.Logger, part string, away func(err
 func (p *parts) watch(ctx context.Context) error {
 	select {
 	case <-p.failed:
-		return errors.New("the disk refused a write of the event store: everything that was acknowledged is there when the server is started again")
+		return errors.New("the disk of the event store failed: where it refused a write, everything that was acknowledged is there when the server is started again; files that are damaged need a backup (docs/operations.md)")
 	case <-ctx.Done():
 		return nil
 	}
