@@ -230,6 +230,9 @@ func (l *lead) write(ctx context.Context, page eventstore.Page) error {
 		return nil
 	}
 	batch := &pgx.Batch{} // without statements that begin or end one, a batch is one transaction
+	if l.projection.Admits && len(page.Events) > 0 {
+		batch.Queue("SELECT set_config('synchronous_commit', 'on', true)")
+	}
 	// The checkpoint comes first: a rebuild that takes the place of the tables holds it, so rows go neither into tables that are over nor, by a lead that is
 	// over, into the new ones.
 	batch.Queue("SELECT projections.advance($1, $2, $3, $4, $5, $6, $7)", l.projection.Name, int64(l.position.Commit), int64(l.position.Prepare),

@@ -36,6 +36,9 @@ type Projection struct {
 	Apply func(batch *pgx.Batch, events []event.Recorded) error
 	// Beside says that nobody waits for it to pass a position: it follows at its own pace.
 	Beside bool
+	// Admits says that callers are let in by it. What it wrote is on the disk before anyone sees it: a crash of the database makes no token unknown that was
+	// known, and none valid that was revoked, not even until the events are applied again.
+	Admits bool
 	// Carry takes over what the tables in one schema hold that does not follow from the events, into those that a rebuild makes in another: when it begins, and
 	// in the transaction that puts them in the place of the first. It is asked again later where it answers that this is not the moment. May be nil.
 	Carry func(ctx context.Context, tx pgx.Tx, from, to string) (now bool, err error)
@@ -56,8 +59,8 @@ const (
 // All lists the read models.
 func All() []Projection {
 	return []Projection{
-		{Name: Tokens, Types: tokens.Types, Migrations: tokens.Migrations, Apply: tokens.Apply},
-		{Name: Locations, Types: locations.Types, Migrations: locations.Migrations, Apply: locations.Apply},
+		{Name: Tokens, Types: tokens.Types, Migrations: tokens.Migrations, Apply: tokens.Apply, Admits: true},
+		{Name: Locations, Types: locations.Types, Migrations: locations.Migrations, Apply: locations.Apply, Admits: true},
 		{Name: Audio, Types: audiolibrary.Types, Migrations: audiolibrary.Migrations, Apply: audiolibrary.Apply},
 		{Name: Sends, Types: sends.Types, Migrations: sends.Migrations, Apply: sends.Apply},
 		{Name: Usage, Types: usagelogs.Types, Migrations: usagelogs.Migrations, Apply: usagelogs.Apply, Beside: true, Carry: usagelogs.Carry},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/musique/musique/domain/company"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
+	"github.com/musique/musique/domain/location"
 	"github.com/musique/musique/domain/usage"
 	"github.com/musique/musique/infra/esnode"
 	"github.com/musique/musique/infra/eventstore"
@@ -295,4 +297,28 @@ func TestALagEnds(t *testing.T) {
 			}, patience, 10*time.Millisecond)
 		}
 	}
+}
+
+// Who is let in by a read model is not shut out, or let in again, by a crash of the database: what admits is on the disk before it is seen.
+func TestWhatAdmitsIsOnTheDiskBeforeItIsSeen(t *testing.T) {
+	t.Parallel()
+	store, pool := newStore(t), database(t)
+	const note = `
+		CREATE TABLE public.seen (made text, waits text);
+		CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN INSERT INTO public.seen VALUES (TG_TABLE_SCHEMA, current_setting('synchronous_commit')); RETURN NULL; END $$;
+		CREATE TRIGGER note AFTER INSERT ON tokens.company FOR EACH ROW EXECUTE FUNCTION public.note();
+		CREATE TRIGGER note AFTER INSERT ON locations.location FOR EACH ROW EXECUTE FUNCTION public.note();
+		CREATE TRIGGER note AFTER INSERT ON audio.item FOR EACH ROW EXECUTE FUNCTION public.note();`
+	_, err := pool.Exec(t.Context(), note)
+	require.NoError(t, err)
+	positions := listen(t, pool)
+	run(t, store, pool)
+	add(t, store, "company-co_one", company.Registered{CompanyID: "co_one", Name: "One", Plan: "standard", Prefix: "msk", TokenHash: "hash"})
+	add(t, store, "location-co_one-1", location.Registered{CompanyID: "co_one", UserID: 1, ExternalID: "one", Name: "One", Timezone: "UTC"})
+	reach(t, positions, add(t, store, "audio-aud_1", upload("aud_1")), Tokens, Locations, Audio)
+	rows, _ := pool.Query(t.Context(), "SELECT DISTINCT made || ' ' || waits FROM public.seen ORDER BY 1") // an error shows in rows
+	seen, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	require.Equal(t, []string{"audio off", "locations on", "tokens on"}, seen)
 }
