@@ -108,7 +108,7 @@ func TestFollowersShareAFeed(t *testing.T) {
 				for range rapid.IntRange(1, 20).Draw(rt, "events") {
 					stream := rapid.SampledFrom(streams).Draw(rt, "stream")
 					e := proposed(rapid.SampledFrom(kinds).Draw(rt, "kind"), len(all))
-					at, err := store.Append(t.Context(), stream, eventstore.Any, e)
+					at, err := direct.Append(t.Context(), stream, eventstore.Any, e) // not by the connection that is cut
 					require.NoError(rt, err)
 					all = append(all, event.Recorded{ID: e.ID, Stream: stream, Type: e.Payload.EventType(), Position: at})
 				}
