@@ -139,7 +139,7 @@ func (f *feed) follow(ctx context.Context) error {
 				e := decoder.recorded(got.EventAppeared.OriginalEvent())
 				f.note(func() { f.add(e) })
 			case got.CheckPointReached != nil:
-				through := event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare}
+				through := positionOf(*got.CheckPointReached)
 				f.note(func() { f.through = later(f.through, through) })
 			case got.CaughtUp != nil:
 				f.note(func() { f.live = true })

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"time"
 
 	"github.com/EventStore/EventStore-Client-Go/v4/esdb"
 	"github.com/google/uuid"
@@ -28,34 +27,23 @@ type Raw struct {
 }
 
 // OfTheStore tells the store's own events (metadata, deletions, statistics).
-func (r Raw) OfTheStore() bool { return len(r.Type) > 0 && r.Type[0] == '$' }
+func (r Raw) OfTheStore() bool { return ofTheStore(r.Type) }
 
 // History reads some events of `$all` from a position on, the event there and the store's own included, at most limit and at most a page's bytes. Done says
 // that nothing was left. Errors: ErrUnavailable.
 func (s *Store) History(ctx context.Context, from event.Position, limit int) (events []Raw, done bool, err error) {
-	options := esdb.ReadAllOptions{Direction: esdb.Forwards, From: esdb.Start{}}
-	if !from.IsZero() {
-		options.From = esdb.Position{Commit: from.Commit, Prepare: from.Prepare}
-	}
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	silence := time.AfterFunc(silenceTimeout, func() { end(errSilent) })
-	defer silence.Stop()
 	type page struct {
 		events []Raw
 		done   bool
 	}
-	read, err := call(ctx, s.link, func(ctx context.Context, client *esdb.Client) (page, error) {
-		all, err := client.ReadAll(ctx, options, uint64(limit))
-		if err != nil {
-			return page{}, err
-		}
-		defer all.Close()
+	options := esdb.ReadAllOptions{Direction: esdb.Forwards, From: allFrom(from)}
+	open := func(ctx context.Context, client *esdb.Client) (*esdb.ReadStream, error) {
+		return client.ReadAll(ctx, options, uint64(limit))
+	}
+	read, err := collect(ctx, s, open, func(next func() (*esdb.RecordedEvent, error)) (page, error) {
 		var p page
 		for bytes := 0; bytes < maxPageBytes; {
-			resolved, err := all.Recv()
+			e, err := next()
 			if errors.Is(err, io.EOF) {
 				p.done = len(p.events) < limit
 				return p, nil
@@ -63,8 +51,7 @@ func (s *Store) History(ctx context.Context, from event.Position, limit int) (ev
 			if err != nil {
 				return page{}, err
 			}
-			silence.Reset(silenceTimeout)
-			raw, err := rawOf(resolved.OriginalEvent())
+			raw, err := rawOf(e)
 			if err != nil {
 				return page{}, err
 			}
@@ -88,7 +75,7 @@ func rawOf(e *esdb.RecordedEvent) (Raw, error) {
 		return Raw{}, fmt.Errorf("when %d@%s was recorded: %w", e.EventNumber, e.StreamID, err)
 	}
 	return Raw{
-		Position: event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare}, Stream: e.StreamID, Revision: e.EventNumber, ID: e.EventID,
+		Position: positionOf(e.Position), Stream: e.StreamID, Revision: e.EventNumber, ID: e.EventID,
 		Type: e.EventType, ContentType: e.ContentType, Recorded: recorded, Data: e.Data, Metadata: e.UserMetadata,
 	}, nil
 }

@@ -41,7 +41,7 @@ func (s *Store) Scan(ctx context.Context, after event.Position, visit func(Store
 			if err := ctx.Err(); err != nil {
 				return after, err
 			}
-			if ofTheStore(e.Recorded) {
+			if ofTheStore(e.Type) {
 				continue
 			}
 			if more, err := visit(e); err != nil || !more {
@@ -149,11 +149,7 @@ func (s *Store) follow(ctx context.Context, after event.Position, visit func(Sto
 
 // receiveAll passes on what a subscription brings.
 func receiveAll(ctx context.Context, client *esdb.Client, after event.Position, events chan<- Stored) error {
-	options := esdb.SubscribeToAllOptions{From: esdb.Start{}, Filter: esdb.ExcludeSystemEventsFilter(), MaxSearchWindow: searchWindow}
-	if !after.IsZero() {
-		options.From = esdb.Position{Commit: after.Commit, Prepare: after.Prepare} // excluded
-	}
-	all, err := client.SubscribeToAll(ctx, options)
+	all, err := client.SubscribeToAll(ctx, SubscriberConfig{}.options(after))
 	if err != nil {
 		return err
 	}

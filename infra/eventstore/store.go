@@ -221,10 +221,7 @@ func (s *Store) Page(ctx context.Context, stream string, from uint64, max int) (
 // ReadAll reads up to max events of `$all` that stand after a position, the store's own (`$…`) left out. Through is how far it looked; done says
 // that nothing was left. Errors: ErrUnavailable.
 func (s *Store) ReadAll(ctx context.Context, after event.Position, max int) (events []event.Recorded, through event.Position, done bool, err error) {
-	options := esdb.ReadAllOptions{Direction: esdb.Forwards, From: esdb.Start{}}
-	if !after.IsZero() {
-		options.From = esdb.Position{Commit: after.Commit, Prepare: after.Prepare}
-	}
+	options := esdb.ReadAllOptions{Direction: esdb.Forwards, From: allFrom(after)}
 	// A read from a position includes the event there, if one is there.
 	found, err := s.read(ctx, func(ctx context.Context, client *esdb.Client) (*esdb.ReadStream, error) {
 		return client.ReadAll(ctx, options, uint64(max)+1)
@@ -240,7 +237,7 @@ func (s *Store) ReadAll(ctx context.Context, after event.Position, max int) (eve
 	through = after
 	for _, e := range found {
 		through = e.Position
-		if !ofTheStore(e) {
+		if !ofTheStore(e.Type) {
 			events = append(events, e)
 		}
 	}
@@ -265,7 +262,7 @@ func (s *Store) HeadFor(ctx context.Context, config SubscriberConfig) (event.Pos
 		return event.Position{}, fmt.Errorf("head of $all: %w", err)
 	}
 	for _, e := range newest {
-		if !ofTheStore(e) && config.sent(e.Type, e.Stream) {
+		if !ofTheStore(e.Type) && config.sent(e.Type, e.Stream) {
 			return e.Position, nil
 		}
 	}
@@ -296,43 +293,70 @@ func newest(ctx context.Context, client *esdb.Client) (event.Position, error) {
 	case err != nil:
 		return event.Position{}, err
 	default:
-		e := found.OriginalEvent()
-		return event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare}, nil
+		return positionOf(found.OriginalEvent().Position), nil
 	}
 }
 
-// read collects what a read brings. It may take readTimeout, as long as the store is not silent for silenceTimeout.
+// read collects all that a read brings.
 func (s *Store) read(ctx context.Context, open func(context.Context, *esdb.Client) (*esdb.ReadStream, error)) ([]event.Recorded, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	silence := time.AfterFunc(silenceTimeout, func() { end(errSilent) })
-	defer silence.Stop()
-	return call(ctx, s.link, func(ctx context.Context, client *esdb.Client) ([]event.Recorded, error) {
-		read, err := open(ctx, client)
-		if err != nil {
-			return nil, err
-		}
-		defer read.Close()
-		var events []event.Recorded
+	return collect(ctx, s, open, func(next func() (*esdb.RecordedEvent, error)) (events []event.Recorded, err error) {
 		var decoder decoder
 		for {
-			resolved, err := read.Recv()
+			e, err := next()
 			if errors.Is(err, io.EOF) {
 				return events, nil
 			}
 			if err != nil {
 				return nil, err
 			}
-			silence.Reset(silenceTimeout)
-			events = append(events, decoder.recorded(resolved.OriginalEvent()))
+			events = append(events, decoder.recorded(e))
 		}
 	})
 }
 
-// ofTheStore tells the store's own events (metadata, deletions, statistics).
-func ofTheStore(e event.Recorded) bool { return strings.HasPrefix(e.Type, "$") }
+// collect makes something of what a read brings: next gives the next event, and io.EOF behind the last. It may take readTimeout, as long as the store is not
+// silent for silenceTimeout.
+func collect[T any](ctx context.Context, s *Store, open func(context.Context, *esdb.Client) (*esdb.ReadStream, error),
+	from func(next func() (*esdb.RecordedEvent, error)) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	silence := time.AfterFunc(silenceTimeout, func() { end(errSilent) })
+	defer silence.Stop()
+	return call(ctx, s.link, func(ctx context.Context, client *esdb.Client) (T, error) {
+		read, err := open(ctx, client)
+		if err != nil {
+			var none T
+			return none, err
+		}
+		defer read.Close()
+		return from(func() (*esdb.RecordedEvent, error) {
+			resolved, err := read.Recv()
+			if err != nil {
+				return nil, err
+			}
+			silence.Reset(silenceTimeout)
+			return resolved.OriginalEvent(), nil
+		})
+	})
+}
+
+// positionOf is a position as the project has it.
+func positionOf(p esdb.Position) event.Position {
+	return event.Position{Commit: p.Commit, Prepare: p.Prepare}
+}
+
+// allFrom is a position in `$all` as the client takes it; the zero position is the start. A read gives the event there, a subscription those after it.
+func allFrom(p event.Position) esdb.AllPosition {
+	if p.IsZero() {
+		return esdb.Start{}
+	}
+	return esdb.Position{Commit: p.Commit, Prepare: p.Prepare}
+}
+
+// ofTheStore tells the types of the store's own events (metadata, deletions, statistics).
+func ofTheStore(kind string) bool { return strings.HasPrefix(kind, "$") }
 
 // decoder makes recorded events of the client's. It keeps the metadata that it decoded last: the events of one append often have the same.
 type decoder struct {
@@ -355,7 +379,7 @@ func (d *decoder) recorded(e *esdb.RecordedEvent) event.Recorded {
 		ID:       e.EventID,
 		Stream:   e.StreamID,
 		Revision: e.EventNumber,
-		Position: event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare},
+		Position: positionOf(e.Position),
 		Type:     e.EventType,
 		Data:     e.Data,
 		Metadata: d.decoded(e.UserMetadata),

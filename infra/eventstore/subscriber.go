@@ -311,14 +311,14 @@ func (s *subscription) catchUp(ctx context.Context, f *feed, in *intake, at even
 				return at, got.SubscriptionDropped.Error
 			case got.EventAppeared != nil:
 				e := got.EventAppeared.OriginalEvent()
-				at = event.Position{Commit: e.Position.Commit, Prepare: e.Position.Prepare}
+				at = positionOf(e.Position)
 				if s.config.wanted(e.EventType, e.StreamID) {
 					err = in.event(ctx, decoder.recorded(e))
 				} else {
 					in.moved(at)
 				}
 			case got.CheckPointReached != nil:
-				at = event.Position{Commit: got.CheckPointReached.Commit, Prepare: got.CheckPointReached.Prepare}
+				at = positionOf(*got.CheckPointReached)
 				in.moved(at)
 			case got.CaughtUp != nil: // with all that there was when it began
 				if client == there.of && at.Before(there.at) {
@@ -350,7 +350,7 @@ func (c SubscriberConfig) sent(kind, stream string) bool {
 
 // wanted tells whether an event that the server sent is given out. A filter by stream lets events of the store's own through, such as the end of a stream.
 func (c SubscriberConfig) wanted(kind, stream string) bool {
-	return !strings.HasPrefix(kind, "$") && (len(c.Types) == 0 || slices.Contains(c.Types, kind)) && (c.SkipStreams == "" || !strings.HasPrefix(stream, c.SkipStreams))
+	return !ofTheStore(kind) && (len(c.Types) == 0 || slices.Contains(c.Types, kind)) && (c.SkipStreams == "" || !strings.HasPrefix(stream, c.SkipStreams))
 }
 
 // options are those of a subscription to what comes after a position.
@@ -366,11 +366,7 @@ func (c SubscriberConfig) options(after event.Position) esdb.SubscribeToAllOptio
 	case c.SkipStreams != "":
 		filter = &esdb.SubscriptionFilter{Type: esdb.StreamFilterType, Regex: notBeginning(c.SkipStreams)}
 	}
-	options := esdb.SubscribeToAllOptions{From: esdb.Start{}, Filter: filter, MaxSearchWindow: searchWindow, CheckpointInterval: 1}
-	if !after.IsZero() {
-		options.From = esdb.Position{Commit: after.Commit, Prepare: after.Prepare} // excluded
-	}
-	return options
+	return esdb.SubscribeToAllOptions{From: allFrom(after), Filter: filter, MaxSearchWindow: searchWindow, CheckpointInterval: 1}
 }
 
 // notBeginning is a pattern for the streams that are neither the store's own, whose names begin with a dollar, nor begin with prefix. The server's patterns
