@@ -73,18 +73,7 @@ func (f *feed) leave() {
 // run keeps the feed's subscription open until ctx ends or the Store is closed.
 func (f *feed) run(ctx context.Context) {
 	defer close(f.over)
-	for failures := 0; f.store.link.connected(ctx) == nil; failures++ {
-		before := f.reached()
-		err := f.follow(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if before.Before(f.reached()) {
-			failures = 0
-		}
-		f.store.log.Warn("the subscription to the newest events broke; opening it again", "error", err)
-		backoff(ctx, failures, retryMax)
-	}
+	_ = f.store.keepOpen(ctx, f.store.log.With("subscription", "newest events"), f.reached, f.follow) // it ends with ctx, or with the Store
 }
 
 // wait waits until the feed has begun.

@@ -2,6 +2,7 @@ package eventstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -96,30 +97,20 @@ func (d *decoder) stored(e *esdb.RecordedEvent) Stored {
 // Follow gives every event of `$all` that stands after a position, and then each as it is recorded, until ctx ends or visit fails; the store's own (`$…`) are
 // left out. However long the store is away meanwhile, none is lost and none comes twice. It returns the error of visit or the cause of ctx's end.
 func (s *Store) Follow(ctx context.Context, after event.Position, visit func(Stored) error) error {
-	for failures := 0; ; failures++ {
-		if err := s.link.connected(ctx); err != nil {
-			return err
-		}
-		before := after
-		var refused error
-		err := s.follow(ctx, after, func(e Stored) error {
-			if refused = visit(e); refused == nil {
-				after = e.Position
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var refused error
+	err := s.keepOpen(ctx, s.log.With("subscription", "reader"), func() event.Position { return after }, func(ctx context.Context) error {
+		return s.follow(ctx, after, func(e Stored) error {
+			if refused = visit(e); refused != nil {
+				stop()
+				return refused
 			}
-			return refused
+			after = e.Position
+			return nil
 		})
-		switch {
-		case refused != nil:
-			return refused
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		}
-		if before.Before(after) {
-			failures = 0
-		}
-		s.log.Warn("the event store cannot be followed; trying again", "error", err)
-		backoff(ctx, failures, retryMax)
-	}
+	})
+	return cmp.Or(refused, err)
 }
 
 // follow is Follow until the connection breaks.

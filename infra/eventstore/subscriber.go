@@ -1,6 +1,7 @@
 package eventstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -167,18 +168,7 @@ func (s *subscription) run(ctx context.Context) {
 		s.log.Warn("the checkpoint cannot be read; trying again", "error", err)
 		backoff(ctx, failures, retryMax)
 	}
-	for failures := 0; s.store.link.connected(ctx) == nil; failures++ {
-		before := s.done
-		err := s.follow(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if before.Before(s.done) {
-			failures = 0
-		}
-		s.log.Warn("the subscription broke; opening it again", "error", err)
-		backoff(ctx, failures, retryMax)
-	}
+	_ = s.store.keepOpen(ctx, s.log, func() event.Position { return s.done }, s.follow) // it ends with ctx, or with the Store
 }
 
 func (s *subscription) checkpoint(ctx context.Context) (event.Position, error) {
@@ -384,6 +374,26 @@ func notBeginning(prefix string) string {
 		}
 	}
 	return "^(?:" + strings.Join(differs, "|") + ")"
+}
+
+// keepOpen opens a subscription whenever the store is there, again and again, after a pause that is short again once it came further, until ctx ends or the Store is
+// closed. It gives the cause of that.
+func (s *Store) keepOpen(ctx context.Context, log *slog.Logger, reached func() event.Position, open func(context.Context) error) error {
+	for failures := 0; ; failures++ {
+		if err := s.link.connected(ctx); err != nil {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+		before := reached()
+		err := open(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if before.Before(reached()) {
+			failures = 0
+		}
+		log.Warn("the subscription broke; opening it again", "error", err)
+		backoff(ctx, failures, retryMax)
+	}
 }
 
 // backoff waits before try number failures+2, or until ctx ends. The jitter keeps those who failed together from coming back together.
