@@ -62,11 +62,11 @@ func TestEachMeasurementHasItsFiguresAndBaselines(t *testing.T) {
 	}
 }
 
-// What players cost is measured in a process that does nothing else.
-func TestBenchOfConnectedPlayers(t *testing.T) {
-	t.Parallel()
-	dir, profiles := t.TempDir(), t.TempDir()
-	cmd := exec.Command(executable(t), "bench", "--only", "players", "--players", "30", "--dir", dir, "--profiles", profiles, "--output", "json")
+// benchProcess runs the program in a folder of its own, and gives what it measured.
+func benchProcess(t *testing.T, args ...string) (report benchReport) {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := exec.Command(executable(t), append([]string{"bench", "--dir", dir, "--output", "json"}, args...)...)
 	cmd.Env = environment()
 	var said bytes.Buffer
 	cmd.Stderr = &said
@@ -75,8 +75,15 @@ func TestBenchOfConnectedPlayers(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left)
-	var report benchReport
 	require.NoError(t, json.Unmarshal(out, &report))
+	return report
+}
+
+// What players cost is measured in a process that does nothing else.
+func TestBenchOfConnectedPlayers(t *testing.T) {
+	t.Parallel()
+	profiles := t.TempDir()
+	report := benchProcess(t, "--only", "players", "--players", "30", "--profiles", profiles)
 	units := map[string]int{}
 	for _, f := range report.Figures {
 		units[f.Unit]++
@@ -104,18 +111,7 @@ func TestBenchOfServers(t *testing.T) {
 	for name, figures := range figuresOf {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
-			cmd := exec.Command(executable(t), "bench", "--only", name, "--history", "400", "--dir", dir, "--output", "json")
-			cmd.Env = environment()
-			var said bytes.Buffer
-			cmd.Stderr = &said
-			out, err := cmd.Output()
-			require.NoError(t, err, said.String())
-			left, err := os.ReadDir(dir)
-			require.NoError(t, err)
-			require.Empty(t, left)
-			var report benchReport
-			require.NoError(t, json.Unmarshal(out, &report))
+			report := benchProcess(t, "--only", name, "--history", "400")
 			require.Len(t, report.Figures, figures)
 			for _, f := range report.Figures {
 				require.Positive(t, f.Value, f.Name)
