@@ -10,12 +10,36 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/musique/musique/commands/commandstest"
 	"github.com/musique/musique/domain/delivery"
 	"github.com/musique/musique/domain/event"
 	"github.com/musique/musique/domain/send"
 	"github.com/musique/musique/infra/kafka"
 	"github.com/musique/musique/workers"
 )
+
+// secondOfTwo has two sends delivered to the same locations and the first of them played, and gives the other, which is open.
+func (w *world) secondOfTwo(t *testing.T, p commandstest.Partner, audioID string, ids []string) send.Send {
+	t.Helper()
+	stop := w.start(t, dispatch, delivering, closer)
+	defer stop()
+	ended, open := p.Send(t, audioID, ids...), p.Send(t, audioID, ids...)
+	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 2*len(ids) })
+	for _, s := range ended.Sent {
+		report(t, p, s, delivery.StatusPlayed)
+	}
+	eventually(t, func() bool { return len(w.inboxOf(t, p)) == len(ids) })
+	return open
+}
+
+func (w *world) loseDispatchTopic(t *testing.T) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.deps.Brokers...))
+	require.NoError(t, err)
+	defer client.Close()
+	deleted, err := kadm.NewClient(client).DeleteTopics(t.Context(), workers.DispatchTopic)
+	require.NoError(t, errors.Join(err, deleted.Error()))
+}
 
 // What was dispatched and is in no inbox yet is lost with Kafka, though the database knows that it was dispatched: it is dispatched again.
 func TestALostDispatchTopicIsFilledAgain(t *testing.T) {
@@ -25,26 +49,15 @@ func TestALostDispatchTopicIsFilledAgain(t *testing.T) {
 	ids := names("store", 5)
 	p.Import(t, ids...)
 	audioID := p.Upload(t, p.Caller())
-	stop := w.start(t, dispatch, delivering, closer)
-	ended, open := p.Send(t, audioID, ids...), p.Send(t, audioID, ids...)
-	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 10 })
-	for _, s := range ended.Sent {
-		report(t, p, s, delivery.StatusPlayed)
-	}
-	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 5 })
-	stop()
-	stop = w.start(t, dispatch)
+	open := w.secondOfTwo(t, p, audioID, ids)
+	stop := w.start(t, dispatch)
 	heard := w.listen(t)
 	lost := p.Send(t, audioID, ids...)
 	eventually(t, func() bool { _, to := heard.of(lost.ID); return to == 5 })
 	w.passed(t, "dispatch", w.everyEvent(t)[len(w.everyEvent(t))-1].Position)
 	stop()
 
-	client, err := kgo.NewClient(kgo.SeedBrokers(w.deps.Brokers...))
-	require.NoError(t, err)
-	defer client.Close()
-	deleted, err := kadm.NewClient(client).DeleteTopics(t.Context(), workers.DispatchTopic)
-	require.NoError(t, errors.Join(err, deleted.Error()))
+	w.loseDispatchTopic(t)
 	require.NoError(t, kafka.EnsureTopics(t.Context(), w.deps.Brokers, kafka.Topic{Name: workers.DispatchTopic, Partitions: partitions}))
 	w.start(t, dispatch, delivering, closer)
 	for i, s := range lost.Sent {
@@ -66,11 +79,7 @@ func TestADispatchTopicThatIsLostAtWork(t *testing.T) {
 	heard := w.listen(t)
 	first := p.Send(t, audioID, ids...)
 	eventually(t, func() bool { _, to := heard.of(first.ID); return to == 5 })
-	client, err := kgo.NewClient(kgo.SeedBrokers(w.deps.Brokers...))
-	require.NoError(t, err)
-	defer client.Close()
-	deleted, err := kadm.NewClient(client).DeleteTopics(t.Context(), workers.DispatchTopic)
-	require.NoError(t, errors.Join(err, deleted.Error()))
+	w.loseDispatchTopic(t)
 	second := p.Send(t, audioID, ids...)
 	w.start(t, delivering)
 	for i, s := range first.Sent {
@@ -115,17 +124,10 @@ func TestWhatHadEndedIsNotDispatchedIntoANewDatabase(t *testing.T) {
 	ids := names("store", 5)
 	p.Import(t, ids...)
 	audioID := p.Upload(t, p.Caller())
-	stop := w.start(t, dispatch, delivering, closer)
-	ended, open := p.Send(t, audioID, ids...), p.Send(t, audioID, ids...)
-	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 10 })
-	for _, s := range ended.Sent {
-		report(t, p, s, delivery.StatusPlayed)
-	}
-	eventually(t, func() bool { return len(w.inboxOf(t, p)) == 5 })
-	stop()
+	open := w.secondOfTwo(t, p, audioID, ids)
 	_, err := w.Pool.Exec(t.Context(), "TRUNCATE workers.inbox, workers.inbox_closed, workers.checkpoint, workers.dispatch_topic")
 	require.NoError(t, err)
-	stop = w.start(t, dispatch, delivering) // and no closer yet
+	stop := w.start(t, dispatch, delivering) // and no closer yet
 	last := p.Send(t, audioID, ids...)
 	for i, s := range last.Sent {
 		there := at(p, event.Live, s.UserID)
