@@ -15,6 +15,8 @@ import (
 const (
 	ensureTopicsTimeout = 15 * time.Second
 	pingTimeout         = 2 * time.Second
+	// listedPause is the pause before it is asked again whether a topic is listed.
+	listedPause = 20 * time.Millisecond
 )
 
 // Topic is a topic as EnsureTopics makes it.
@@ -28,7 +30,8 @@ type Topic struct {
 }
 
 // EnsureTopics makes the topics that are not there, with the broker's own defaults for all that a Topic does not say. Those that are there stay as they
-// are, whatever their partitions and settings: operators may have chosen others. It may be called by many processes at once.
+// are, whatever their partitions and settings: operators may have chosen others. It may be called by many processes at once. It returns when the brokers list the
+// topics, which is a moment after they have made one.
 func EnsureTopics(ctx context.Context, brokers []string, topics ...Topic) error {
 	ctx, cancel := context.WithTimeout(ctx, ensureTopicsTimeout)
 	defer cancel()
@@ -42,7 +45,31 @@ func EnsureTopics(ctx context.Context, brokers []string, topics ...Topic) error 
 			return fmt.Errorf("make topic %s: %w", topic.Name, err)
 		}
 	}
-	return nil
+	return awaitListed(ctx, admin, topics)
+}
+
+func awaitListed(ctx context.Context, admin *kadm.Client, topics []Topic) error {
+	names := make([]string, len(topics))
+	for i, topic := range topics {
+		names[i] = topic.Name
+	}
+	for {
+		listed, err := admin.ListTopics(ctx, names...)
+		if err == nil {
+			err = listed.Error()
+		}
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.LeaderNotAvailable) {
+			return fmt.Errorf("list topics %v: %w", names, explain(err))
+		}
+		select {
+		case <-time.After(listedPause):
+		case <-ctx.Done():
+			return fmt.Errorf("list topics %v: %w: %w", names, ErrUnavailable, err)
+		}
+	}
 }
 
 func ensureTopic(ctx context.Context, admin *kadm.Client, topic Topic) error {
